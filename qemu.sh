@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Builds Pinfold and boots it in QEMU; --help says how.
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
+
+help() {
+    cat <<'END'
+usage: ./qemu.sh [OPTION]... [COMMAND...] [-- QEMU-OPTION...]
+
+Boots Pinfold in QEMU. COMMAND goes on its command line: the machine runs it and powers off, and its exit status is
+this script's. Without COMMAND there is a console. The first run installs what is missing and builds the image.
+
+    ./qemu.sh                           a console
+    ./qemu.sh selftest                  all self-tests of the image
+    ./qemu.sh "machine; mem"            several commands
+    echo help | ./qemu.sh               commands from a pipe
+
+  --machine NAME      virt (default), raspi3b or raspi4b
+  --memory SIZE       memory of virt, 256M unless said; the Pis have 1 and 2 GiB
+  --cpu NAME          processor of virt, cortex-a72 unless said; also cortex-a53, cortex-a76, max, ...
+  --smp N             cores of virt, 1 unless said; the Pis have 4
+  --disk FILE         a disk image (raw); may be given again on virt. A Pi has one card, its size a power of two
+  --icount            count instructions: one takes one nanosecond, and each run is the same
+  --gdb               wait for a debugger; says how to attach it
+  --debug             the unoptimised image
+  --timeout SECONDS   give up after so long, with status 124
+  --help              this text
+  -- QEMU-OPTION...   given to QEMU as they are, such as -- -machine gic-version=3
+
+At a terminal, Ctrl-C goes to Pinfold; Ctrl-A X ends QEMU.
+END
+}
+
+# A whole number from 1 for option $1.
+number() {
+    case "$2" in
+        '' | 0* | *[!0-9]*) usage_error "$1 takes a number from 1, not $2" ;;
+    esac
+}
+
+machine=virt memory='' cpu='' smp='' timeout=''
+icount=no gdb=no build=()
+disks=() command=() options=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --machine | --memory | --cpu | --smp | --disk | --timeout)
+            [ $# -ge 2 ] || usage_error "$1 needs an argument"
+            ;;
+    esac
+    case "$1" in
+        --machine) machine=$2 && shift ;;
+        --memory) memory=$2 && shift ;;
+        --cpu) cpu=$2 && shift ;;
+        --smp) number "$1" "$2" && smp=$2 && shift ;;
+        --disk) disks+=("$2") && shift ;;
+        --timeout) number "$1" "$2" && timeout=$2 && shift ;;
+        --icount) icount=yes ;;
+        --gdb) gdb=yes ;;
+        --debug) build=(--debug) ;;
+        --help | -h)
+            help
+            exit
+            ;;
+        --)
+            shift
+            options=("$@")
+            break
+            ;;
+        -*) usage_error "unknown option $1" ;;
+        *) command+=("$1") ;;
+    esac
+    shift
+done
+
+case "$machine" in
+    virt) ;;
+    raspi3b | raspi4b)
+        # QEMU builds these boards as they are sold.
+        [ -z "$memory" ] || usage_error "$machine's memory is fixed; --memory is for virt"
+        [ -z "$cpu" ] || usage_error "$machine's processor is fixed; --cpu is for virt"
+        [ -z "$smp" ] || usage_error "$machine has 4 cores; --smp is for virt"
+        [ ${#disks[@]} -le 1 ] || usage_error "$machine has one card slot, and ${#disks[@]} disks are given"
+        ;;
+    *) usage_error "unknown machine $machine; there are virt, raspi3b and raspi4b" ;;
+esac
+[[ -z $memory || $memory =~ ^[1-9][0-9]*[KMGkmg]?$ ]] ||
+    usage_error "--memory takes a size such as 256M, not $memory"
+for disk in ${disks[@]+"${disks[@]}"}; do
+    [ -e "$disk" ] || usage_error "no disk image $disk"
+    [ -r "$disk" ] || usage_error "the disk image $disk cannot be read"
+done
+if [ -n "$timeout" ]; then
+    has timeout || die "--timeout needs the command timeout (coreutils)"
+    limit=(timeout --foreground "$timeout")
+fi
+
+"$ROOT/scripts/setup.sh" run
+"$ROOT/scripts/build.sh" ${build[@]+"${build[@]}"}
+image=$ROOT/target/kernel8.img elf=$ROOT/target/$TARGET/release/pinfold
+if [ ${#build[@]} -gt 0 ]; then
+    image=$ROOT/target/kernel8-debug.img elf=$ROOT/target/$TARGET/debug/pinfold
+fi
+
+# A host of the same kind runs the image itself, unless what is asked for needs emulation.
+accelerator() {
+    [ "$machine$icount$gdb$cpu" = virtnono ] || return 0
+    case "$(uname -sm)" in
+        "Linux aarch64") [ ! -w /dev/kvm ] || echo kvm ;;
+        "Darwin arm64") echo hvf ;;
+    esac
+}
+
+qemu=(-kernel "$image" -display none -nic none -semihosting-config enable=on,target=native)
+accelerator=$(accelerator)
+if [ -n "$accelerator" ]; then
+    qemu+=(-machine "virt,accel=$accelerator" -cpu host)
+else
+    qemu+=(-machine "$machine")
+    [ "$machine" != virt ] || qemu+=(-cpu "${cpu:-cortex-a72}")
+fi
+[ "$machine" != virt ] || qemu+=(-m "${memory:-256M}" -smp "${smp:-1}")
+[ ${#command[@]} -eq 0 ] || qemu+=(-append "${command[*]}")
+
+# Only a terminal has keys for QEMU; in a pipe, Ctrl-A is a byte like any other.
+if [ -t 0 ]; then
+    qemu+=(-serial mon:stdio)
+else
+    qemu+=(-chardev stdio,id=console,signal=off -serial chardev:console -monitor none)
+fi
+
+number=0
+for disk in ${disks[@]+"${disks[@]}"}; do
+    drive=file=${disk//,/,,},format=raw
+    [ -w "$disk" ] || drive=$drive,readonly=on
+    if [ "$machine" = virt ]; then
+        qemu+=(-drive "if=none,id=disk$number,$drive" -device "virtio-blk-device,drive=disk$number")
+    else
+        qemu+=(-drive "if=sd,$drive")
+    fi
+    number=$((number + 1))
+done
+[ "$machine" != virt ] || qemu+=(-global virtio-mmio.force-legacy=false)
+
+# The clock starts at a fixed time and follows the instructions, and random numbers are the same ones.
+[ "$icount" = no ] || qemu+=(-icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1)
+
+if [ "$gdb" = yes ]; then
+    qemu+=(-S -gdb tcp:127.0.0.1:1234)
+    say "Waiting for a debugger. In another terminal:"
+    say "    gdb-multiarch -ex 'target remote 127.0.0.1:1234' $elf"
+fi
+[ ! -t 0 ] || say "Ctrl-A X ends QEMU."
+
+# Hands on the lines of standard input. A serial line has no end of file; the console takes Ctrl-D for it.
+feed() {
+    local line
+    # Lost when the UART's FIFO is turned on; otherwise the console skips it.
+    printf '\0'
+    while IFS= read -r line || [ -n "$line" ]; do
+        printf '%s\n' "$line"
+    done
+    printf '\004'
+}
+
+run() {
+    ${limit[@]+"${limit[@]}"} qemu-system-aarch64 "${qemu[@]}" ${options[@]+"${options[@]}"}
+}
+
+status=0
+if [ -t 0 ] || [ ${#command[@]} -gt 0 ]; then
+    run || status=$?
+else
+    exec 3<&0
+    exec 4< <(feed <&3)
+    feeder=${!:-}
+    run <&4 || status=$?
+    # It may wait for input that nobody will take.
+    kill "$feeder" 2>/dev/null || true
+fi
+[ "$status" != 124 ] || [ -z "$timeout" ] || say "qemu.sh: stopped after $timeout seconds"
+exit "$status"

@@ -1,0 +1,119 @@
+# shellcheck shell=bash
+
+DISKS=$ROOT/target/test-disks
+
+# ext4 disks, made as a user makes them.
+make_disks() {
+    rm -rf "$DISKS" && mkdir -p "$DISKS" &&
+        mkfs.ext4 -q -F -d src "$DISKS/source.img" 64M &&
+        mkfs.ext4 -q -F "$DISKS/empty.img" 32M
+}
+
+# lists WORDS QEMU.SH-ARGUMENT...: `disks` prints a line with those words for each of them.
+lists() {
+    local words=$1 word said
+    shift
+    said=$(./qemu.sh --timeout 60 "$@" </dev/null) || return
+    echo "$said"
+    for word in $words; do
+        grep -qE "^vd[a-z] .*\b${word/_/ }\b" <<<"$said" || return
+    done
+}
+
+disks_are_listed() {
+    lists "64_MiB" --disk "$DISKS/source.img" disks &&
+        lists "64_MiB 32_MiB" --disk "$DISKS/source.img" --disk "$DISKS/empty.img" disks &&
+        lists "read-only" --disk "$DISKS/source.img" disks -- \
+            -drive "if=none,id=ro,format=raw,readonly=on,file=$DISKS/empty.img" -device virtio-blk-device,drive=ro
+}
+
+# The same SHA-256 of each file as on the PC, of a real tree. Arguments are for qemu.sh.
+files_are_read() {
+    (cd src && find . -type f | sort | sed 's/^\./sum /') |
+        ./qemu.sh "$@" --timeout 120 --disk "$DISKS/source.img" | tr -d '\r' |
+        grep -oE '^[0-9a-f]{64}  /.*' | sort >"$DISKS/image.txt"
+    (cd src && find . -type f -exec sha256sum {} + | sed 's/  \./  /' | sort) >"$DISKS/pc.txt"
+    wc -l "$DISKS/image.txt"
+    diff "$DISKS/pc.txt" "$DISKS/image.txt"
+}
+
+# The same commands for Pinfold's console and, by way of run_on_pc, for a folder.
+tree_commands() {
+    local i j
+    for i in 1 2 3 4 5 6 7 8; do
+        echo "mkdir /d$i"
+        for j in $(seq 60); do
+            echo "write /d$i/file-$j words of $i and $j"
+        done
+        echo "mv /d$i/file-7 /d$i/moved"
+        echo "mv /d$i/file-8 /d$i/file-9"
+        echo "rm /d$i/file-10 /d$i/file-11"
+        echo "cp /d$i/moved /d$i/copied"
+        echo "truncate /d$i/file-12 100000"
+        echo "truncate /d$i/file-13 5"
+        echo "ln /d$i/file-14 /d$i/linked"
+        echo "ln -s file-15 /d$i/symbolic"
+        echo "mkdir /d$i/sub /d$i/gone"
+        echo "rmdir /d$i/gone"
+    done
+}
+
+run_on_pc() {
+    local command a b rest
+    while read -r command a b rest; do
+        case "$command" in
+            write) echo "$b $rest" >".$a" ;;
+            mkdir | rmdir | rm) "$command" ".$a" ${b:+".$b"} ;;
+            mv | cp) "$command" ".$a" ".$b" ;;
+            truncate) truncate -s "$b" ".$a" ;;
+            ln) if [ "$a" = -s ]; then ln -s "$b" ".$rest"; else ln ".$a" ".$b"; fi ;;
+        esac || return
+    done
+}
+
+# What the image writes, e2fsck finds sound and debugfs reads, byte for byte.
+tree_is_written() {
+    mkfs.ext4 -q -F "$DISKS/empty.img" 32M || return
+    tree_commands | ./qemu.sh "$@" --timeout 120 --disk "$DISKS/empty.img" || return
+    e2fsck -fn "$DISKS/empty.img" || return
+    rm -rf "$DISKS/pc" "$DISKS/image"
+    mkdir "$DISKS/pc" "$DISKS/image"
+    (cd "$DISKS/pc" && mkdir lost+found && tree_commands | run_on_pc) || return
+    debugfs -R "rdump / $DISKS/image" "$DISKS/empty.img" || return
+    diff -r --no-dereference "$DISKS/pc" "$DISKS/image"
+}
+
+# QEMU ends in the middle of the work. What `sync` had answered for is there, and the disk is sound.
+cut_short() {
+    local i done
+    mkfs.ext4 -q -F "$DISKS/cut.img" 32M || return
+    for i in $(seq 400); do
+        echo "write /file-$i number $i; sync"
+    done | ./qemu.sh --timeout "$1" --disk "$DISKS/cut.img" >"$DISKS/cut.txt" 2>/dev/null
+    # Every prompt but the last says that the command before it is done.
+    done=$(($(grep -ac '^> ' "$DISKS/cut.txt") - 1))
+    echo "$done files were synced"
+    ./qemu.sh --timeout 60 --disk "$DISKS/cut.img" "ls /" </dev/null >"$DISKS/after.txt" || return
+    e2fsck -fn "$DISKS/cut.img" || return
+    for i in $(seq "$done"); do
+        [ "$(debugfs -R "cat /file-$i" "$DISKS/cut.img" 2>/dev/null)" = "number $i" ] ||
+            { echo "file-$i is lost"; return 1; }
+    done
+}
+
+cuts_lose_nothing() {
+    cut_short 1 && cut_short 2
+}
+
+check "the image is built" scripts/build.sh
+check "disks are made" make_disks
+check "disks are listed" disks_are_listed
+image_tests "selftest on virt, with a disk" 180 ./qemu.sh --timeout 170 --disk "$DISKS/source.img" selftest
+check "a source tree is read, each SHA-256 as on the PC" files_are_read
+check "a written tree is read by debugfs, and sound" tree_is_written
+for pi in raspi3b raspi4b; do
+    check "$pi reads a source tree from its card" files_are_read --machine $pi
+    check "$pi writes a tree to its card" tree_is_written --machine $pi
+done
+check "a machine cut short loses nothing that was synced" cuts_lose_nothing
+check "the disk that was only read is sound" e2fsck -fn "$DISKS/source.img"

@@ -1,0 +1,10 @@
+//! What depends on the processor: AArch64, and the PC that stands in for it in tests.
+
+pub mod aarch64;
+#[cfg(not(target_os = "none"))]
+pub mod host;
+
+#[cfg(target_os = "none")]
+pub use aarch64::page;
+#[cfg(not(target_os = "none"))]
+pub use host::page;

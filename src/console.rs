@@ -1,0 +1,288 @@
+//! The serial console: output of whole lines, interrupt-driven input, and the log.
+//!
+//! Output is polled, a byte at a time, without a lock held for longer than one byte takes to enter the FIFO: a slow
+//! line (11 520 bytes a second on a real board) must not keep interrupts masked. What keeps lines apart is a mutex,
+//! taken only by threads that may wait; a handler, a lock holder or a crash report just writes.
+
+use crate::driver::pl011::{Loopback, Pl011};
+use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
+use crate::thread::{self, Thread};
+use crate::{interrupt, selftest};
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU64, Ordering};
+use log::{LevelFilter, Log, Metadata, Record};
+
+static UART: SpinLock<Option<Pl011>> = SpinLock::new(None);
+static LINE: Mutex<()> = Mutex::new(());
+
+/// Who holds `LINE`, by number; `NOBODY` if nobody does.
+static PRINTING: AtomicU64 = AtomicU64::new(NOBODY);
+const NOBODY: u64 = u64::MAX;
+
+/// Received bytes that nobody has read.
+const INPUT_SIZE: usize = 4096;
+
+struct Input {
+    bytes: [u8; INPUT_SIZE],
+    first: usize,
+    len: usize,
+    /// There is no room, and the UART was told to announce nothing.
+    is_held: bool,
+}
+
+impl Input {
+    /// Where `byte` is among the bytes from number `from` on.
+    fn position(&self, from: usize, byte: u8) -> Option<usize> {
+        (from..self.len).find(|at| self.bytes[(self.first + at) % INPUT_SIZE] == byte)
+    }
+
+    /// Takes byte number `at` out.
+    fn remove(&mut self, at: usize) {
+        for i in at + 1..self.len {
+            let from = (self.first + i) % INPUT_SIZE;
+            self.bytes[(self.first + i - 1) % INPUT_SIZE] = self.bytes[from];
+        }
+        self.len -= 1;
+    }
+}
+
+static INPUT: SpinLock<Input> = SpinLock::new(Input {
+    bytes: [0; INPUT_SIZE],
+    first: 0,
+    len: 0,
+    is_held: false,
+});
+static RECEIVED: WaitQueue = WaitQueue::new();
+
+/// Prints to the console.
+#[macro_export]
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::console::print(format_args!($($argument)*)) };
+}
+
+/// Prints a line to the console.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::print!("\n") };
+    ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
+}
+
+/// Prints to the console, not in the middle of another thread's output.
+pub fn print(arguments: fmt::Arguments<'_>) {
+    let _line = Line::begin();
+    // The only error is one that an argument's own `fmt` returned: what it printed so far stands.
+    let _ = Writer.write_fmt(arguments);
+}
+
+/// Prints bytes as they are, but LF as CR LF.
+pub fn write_bytes(bytes: &[u8]) {
+    let _line = Line::begin();
+    bytes.iter().for_each(|byte| put_text(*byte));
+}
+
+/// Keeps the output of others away.
+struct Line(#[expect(dead_code, reason = "held until it is dropped")] MutexGuard<'static, ()>);
+
+impl Line {
+    /// `None` for those who may not wait: they just write.
+    fn begin() -> Option<Self> {
+        thread::may_wait().then(|| {
+            let line = Self(LINE.lock());
+            PRINTING.store(thread::current().id, Ordering::Relaxed);
+            line
+        })
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        PRINTING.store(NOBODY, Ordering::Relaxed);
+    }
+}
+
+/// Lets the others print if `crashed` was printing when it crashed.
+pub(crate) fn end_line_of(crashed: &Thread) {
+    if PRINTING.load(Ordering::Relaxed) == crashed.id {
+        PRINTING.store(NOBODY, Ordering::Relaxed);
+        // SAFETY: it holds the line's guard and will not run again.
+        unsafe { LINE.force_unlock() };
+    }
+}
+
+fn put_text(byte: u8) {
+    if byte == b'\n' {
+        put(b'\r');
+    }
+    put(byte);
+}
+
+/// Writes to the UART, with CR before LF. For `print`, and for reports that must not wait.
+pub struct Writer;
+
+impl Write for Writer {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(put_text);
+        Ok(())
+    }
+}
+
+fn put(byte: u8) {
+    loop {
+        match &mut *UART.lock() {
+            Some(uart) if !uart.try_write(byte) => {}
+            _ => return,
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Takes the UART from whoever uses it.
+///
+/// # Safety
+/// That was a crash's critical section: nobody else will run again.
+pub(crate) unsafe fn seize() {
+    // SAFETY: as promised, the guard will never be dropped.
+    unsafe { UART.force_unlock() };
+}
+
+/// Takes the UART into use.
+pub fn attach(uart: Pl011) {
+    *UART.lock() = Some(uart);
+}
+
+/// Whether there is a UART to write to.
+pub fn is_attached() -> bool {
+    UART.lock().is_some()
+}
+
+/// Shows a byte as it was typed.
+pub fn echo(byte: u8) {
+    put(byte);
+}
+
+/// Lets the UART announce received bytes by interrupt; its handler is [`on_interrupt`].
+pub fn listen() {
+    if let Some(uart) = &mut *UART.lock() {
+        uart.enable_receive_interrupt();
+    }
+    // What came before is announced no more.
+    on_interrupt();
+}
+
+/// Waits until everything written has left the UART.
+pub fn flush() {
+    while UART.lock().as_ref().is_some_and(Pl011::is_busy) {
+        core::hint::spin_loop();
+    }
+}
+
+/// The UART's interrupt: takes what has come.
+pub fn on_interrupt() {
+    let mut uart = UART.lock();
+    let Some(uart) = uart.as_mut() else { return };
+    let mut input = INPUT.lock();
+    // First: a byte that comes after the last read must announce itself again.
+    uart.acknowledge_receive();
+    while input.len < INPUT_SIZE
+        && let Some(byte) = uart.try_read()
+    {
+        let end = (input.first + input.len) % INPUT_SIZE;
+        input.bytes[end] = byte;
+        input.len += 1;
+    }
+    if input.len == INPUT_SIZE {
+        // What does not fit stays in the FIFO, and a sender who can wait, such as an emulator's pipe, does.
+        uart.disable_receive_interrupt();
+        input.is_held = true;
+    }
+    drop(input);
+    RECEIVED.wake_all();
+}
+
+/// The next byte typed; waits for it.
+pub fn read_byte() -> u8 {
+    let mut input = INPUT.lock();
+    while input.len == 0 {
+        input = RECEIVED.wait(input);
+    }
+    let byte = input.bytes[input.first];
+    input.first = (input.first + 1) % INPUT_SIZE;
+    input.len -= 1;
+    let has_room_again = input.is_held && input.len <= INPUT_SIZE / 2;
+    if has_room_again {
+        input.is_held = false;
+        drop(input);
+        listen();
+    }
+    byte
+}
+
+/// Errors on the line, and overruns: times that bytes came which nobody had room for.
+pub fn input_errors() -> u64 {
+    UART.lock().as_ref().map_or(0, Pl011::errors)
+}
+
+struct ConsoleLog;
+
+impl Log for ConsoleLog {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let (level, target) = (record.level(), record.target());
+            println!("[{level} {target}] {}", record.args());
+        }
+    }
+
+    fn flush(&self) {
+        flush();
+    }
+}
+
+/// Sends the `log` crate's records here, from `level` up.
+pub fn init_log(level: LevelFilter) {
+    static LOG: ConsoleLog = ConsoleLog;
+    // An error means that it was done before: then only the level changes.
+    let _ = log::set_logger(&LOG);
+    log::set_max_level(level);
+}
+
+/// Sends `byte` to ourselves through the UART's loopback; whether it comes back by interrupt.
+fn comes_back(byte: u8) -> bool {
+    let set_loopback = |loopback| {
+        if let Some(uart) = &mut *UART.lock() {
+            uart.set_loopback(loopback);
+        }
+    };
+    flush();
+    let before = INPUT.lock().len;
+    set_loopback(Loopback::On);
+    put(byte);
+    let mut input = INPUT.lock();
+    let mut has_timed_out = false;
+    while input.position(before, byte).is_none() && !has_timed_out {
+        (input, has_timed_out) = RECEIVED.wait_timeout(input, 1_000_000);
+    }
+    let at = input.position(before, byte);
+    if let Some(at) = at {
+        input.remove(at);
+    }
+    drop(input);
+    set_loopback(Loopback::Off);
+    at.is_some()
+}
+
+selftest!(fn input_comes_by_interrupt() "console: what the UART sends to itself comes in by interrupt" {
+    // It is sent to the line as well: a comment in the test's output.
+    const SENT: &[u8] = b"# Sent, and received: 0123456789 abcdefghijklmnopqrstuvwxyz ~!@$%^&*\r\n";
+    let (before, _) = interrupt::counts();
+    // Nobody prints meanwhile: it would come back, too.
+    let line = LINE.lock();
+    let lost = SENT.iter().find(|byte| !comes_back(**byte));
+    drop(line);
+    let (after, _) = interrupt::counts();
+    assert_eq!(lost, None);
+    assert!(after - before >= SENT.len() as u64, "only {} interrupts were taken", after - before);
+});

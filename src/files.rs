@@ -1,0 +1,135 @@
+//! Files: what is mounted, and the commands that list, read, make and remove.
+
+mod commands;
+
+use crate::disk;
+use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
+use crate::fs::vfs::Vfs;
+use crate::fs::{FsError, Timestamp};
+use crate::sync::SpinLock;
+use crate::thread::{self, Role};
+use crate::{arch::aarch64::timer, println};
+use alloc::sync::Arc;
+use core::fmt;
+
+/// All that is mounted on this machine.
+pub static VFS: Vfs = Vfs::new();
+
+/// How often what has changed is made durable without being asked.
+const COMMIT_US: u64 = 5_000_000;
+
+/// Seconds since 1970 at power-on; zero where no clock tells.
+static POWER_ON: SpinLock<u64> = SpinLock::new(0);
+
+/// The time of day, or where no clock tells, since power-on in 1970.
+pub fn now() -> Timestamp {
+    let ns = timer::ns_from_ticks(timer::now());
+    Timestamp {
+        seconds: (*POWER_ON.lock() + ns / 1_000_000_000) as i64,
+        nanoseconds: (ns % 1_000_000_000) as u32,
+    }
+}
+
+/// Why nothing was mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MountError {
+    /// No disk or partition of that name.
+    NoDisk,
+    /// What the file system says.
+    Fs(FsError),
+}
+
+impl From<FsError> for MountError {
+    fn from(error: FsError) -> Self {
+        Self::Fs(error)
+    }
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDisk => f.write_str("no disk or partition of that name; `disks` lists them"),
+            Self::Fs(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Mounts the ext4 file system on the disk or partition `name` on `path`, and says what there is to say.
+pub fn mount(name: &str, path: &str, access: Access) -> Result<(), MountError> {
+    let disk = disk::list().into_iter().find(|disk| disk.name == name);
+    let disk = disk.ok_or(MountError::NoDisk)?;
+    let options = MountOptions {
+        access,
+        clock: now,
+        limits: MetadataLimits::default(),
+    };
+    let mounted = Ext4::mount(disk.device, options)?;
+    if let Some(recovered) = mounted.recovered {
+        println!("pinfold: {name}: the journal was replayed: {recovered:?}");
+    }
+    if let Some(reason) = mounted.read_only {
+        println!("pinfold: {name} is read-only: {reason:?}");
+    }
+    if !mounted.has_flush && mounted.read_only.is_none() {
+        println!(
+            "pinfold: {name} has no flush command: what it acknowledges may be lost with its power"
+        );
+    }
+    VFS.mount(
+        path.as_bytes(),
+        name.as_bytes(),
+        Arc::new(mounted.file_system),
+    )?;
+    Ok(())
+}
+
+/// Mounts the root: the disk or partition `root` names, else the first on which there is an ext4 file system.
+pub fn init(root: Option<&str>) {
+    let disks = disk::list();
+    match root {
+        Some(name) => {
+            if let Err(error) = mount(name, "/", Access::ReadWrite) {
+                println!("pinfold: root={name}: {error}");
+            }
+        }
+        None => {
+            for disk in &disks {
+                match mount(&disk.name, "/", Access::ReadWrite) {
+                    Ok(()) => break,
+                    // Most likely a disk with partitions, or not ours at all.
+                    Err(error) => log::debug!("{}: not the root: {error}", disk.name),
+                }
+            }
+        }
+    }
+    if VFS.mounts().is_empty() {
+        if !disks.is_empty() && root.is_none() {
+            println!("pinfold: no disk has an ext4 file system; `mount DISK PATH` says why");
+        }
+        return;
+    }
+    if let Err(error) = thread::spawn("commit", Role::Kernel, commit) {
+        println!("pinfold: changes are made durable only on demand: {error}");
+    }
+}
+
+fn commit() {
+    let mut is_failing = false;
+    loop {
+        thread::sleep(COMMIT_US);
+        let result = VFS.sync();
+        if let (Err(error), false) = (&result, is_failing) {
+            println!("pinfold: changes cannot be made durable: {error}");
+        }
+        is_failing = result.is_err();
+    }
+}
+
+/// Makes everything durable and unmounts it, as the machine ends; `false` where something failed, which was told.
+pub fn shut_down() -> bool {
+    let errors = VFS.unmount_all();
+    for (path, error) in &errors {
+        println!("pinfold: {}: not unmounted: {error}", path.escape_ascii());
+    }
+    errors.is_empty()
+}

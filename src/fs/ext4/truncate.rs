@@ -1,0 +1,190 @@
+//! Cutting files and removing them, in steps that a power cut may fall between.
+//!
+//! The file is first put on the list of orphans, with its new size or without a name; then its blocks are freed, so
+//! many in each operation; with the last, it leaves the list. Whoever mounts after a power cut goes on from there.
+
+use super::bytes::{le16, le32, put_le32};
+use super::checksum::crc32c;
+use super::inode::{EXTENTS, Inode};
+use super::map::END;
+use super::volume::Volume;
+use crate::fs::FileKind;
+use crate::fs::error::{FsError, Structure};
+
+/// Runs freed in one operation: each may lie in a group of its own.
+const RUNS_PER_STEP: u32 = 24;
+/// The same for single blocks, which lie together more often.
+const BLOCKS_PER_STEP: u32 = 96;
+
+const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
+
+impl Volume {
+    /// Cuts the file, or lets it grow with a hole.
+    pub(super) fn set_len(&mut self, number: u32, len: u64) -> Result<(), FsError> {
+        let inode = self.file(number)?;
+        if len > inode.size() {
+            return self.transact(|volume| {
+                let mut inode = volume.file(number)?;
+                volume.check_size(&inode, len)?;
+                volume.zero_tail(&inode, len)?;
+                volume.set_size(&mut inode, len)?;
+                volume.touch(&mut inode);
+                volume.put_inode(&mut inode)
+            });
+        }
+        self.truncate_prepare(number, len)?;
+        self.free_past_end(number)
+    }
+
+    /// Makes the file end at `len`, and an orphan until its blocks behind that are freed.
+    pub(super) fn truncate_prepare(&mut self, number: u32, len: u64) -> Result<(), FsError> {
+        self.transact(|volume| {
+            let mut inode = volume.file(number)?;
+            if len > inode.size() {
+                return Ok(());
+            }
+            inode.set_size(len);
+            volume.touch(&mut inode);
+            // A file without a name is on the list already.
+            if inode.links() > 0 && !volume.is_orphan(number)? {
+                volume.add_orphan(&mut inode)?;
+            }
+            volume.put_inode(&mut inode)
+        })
+    }
+
+    /// Frees the blocks behind the end of a file that is an orphan, and ends that if it has a name.
+    pub(super) fn free_past_end(&mut self, number: u32) -> Result<(), FsError> {
+        loop {
+            let is_done = self.transact(|volume| {
+                let mut inode = volume.inode(number)?;
+                let first = inode.size().div_ceil(volume.superblock.block_size as u64);
+                let is_done = volume.free_some(&mut inode, first)?;
+                if is_done && inode.links() > 0 {
+                    volume.remove_orphan(&mut inode)?;
+                }
+                volume.put_inode(&mut inode)?;
+                Ok(is_done)
+            })?;
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes an orphan that has no name and is not open: its blocks, then itself.
+    pub(super) fn remove_file(&mut self, number: u32) -> Result<(), FsError> {
+        let inode = self.orphan(number)?;
+        let has_blocks = has_map(&inode)?;
+        loop {
+            let is_done = self.transact(|volume| {
+                let mut inode = volume.orphan(number)?;
+                if has_blocks && !volume.free_some(&mut inode, 0)? {
+                    volume.put_inode(&mut inode)?;
+                    return Ok(false);
+                }
+                volume.release_attributes(&mut inode)?;
+                volume.remove_orphan(&mut inode)?;
+                volume.free_inode(inode)?;
+                Ok(true)
+            })?;
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// An inode that may be removed.
+    fn orphan(&mut self, number: u32) -> Result<Inode, FsError> {
+        let inode = self.inode(number)?;
+        if number < self.superblock.first_inode || inode.links() != 0 {
+            return Err(FsError::corrupt(
+                Structure::OrphanList,
+                number.into(),
+                inode.links().into(),
+            ));
+        }
+        Ok(inode)
+    }
+
+    /// Frees some of the blocks from `first` on, the last ones first. Says whether none is left.
+    fn free_some(&mut self, inode: &mut Inode, first: u64) -> Result<bool, FsError> {
+        if !inode.has_flag(EXTENTS) {
+            if inode.kind()? != FileKind::File {
+                self.forget_blocks(inode)?;
+            }
+            return self.cut_pointers(inode, first, BLOCKS_PER_STEP);
+        }
+        for _ in 0..RUNS_PER_STEP {
+            let Some(part) = self
+                .last_run(inode)?
+                .and_then(|run| run.cut(first, END + 1))
+            else {
+                return Ok(true);
+            };
+            self.remove_run(inode, part)?;
+            self.free(part.start, part.len.into())?;
+            self.remove_blocks(inode, part.len.into());
+            if inode.kind()? != FileKind::File {
+                // Blocks of directories and symbolic links went through the journal.
+                for block in part.start..part.start + u64::from(part.len) {
+                    self.store.forget(block);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes the blocks of a directory or symbolic link out of the journal before they are freed.
+    fn forget_blocks(&mut self, inode: &Inode) -> Result<(), FsError> {
+        for run in self.runs(inode, 0, END)? {
+            for block in run.start..run.start + u64::from(run.len) {
+                self.store.forget(block);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of the block with extended attributes, which several files may share.
+    fn release_attributes(&mut self, inode: &mut Inode) -> Result<(), FsError> {
+        let block = inode.attribute_block();
+        if block == 0 {
+            return Ok(());
+        }
+        let bytes = self.metadata(block, inode)?;
+        let (magic, users) = (le32(&bytes, 0), le32(&bytes, 4));
+        if magic != ATTRIBUTES_MAGIC || users == 0 || le16(&bytes, 8) != 1 {
+            return Err(FsError::corrupt(
+                Structure::AttributeBlock,
+                block,
+                magic.into(),
+            ));
+        }
+        inode.clear_attribute_block();
+        if users == 1 {
+            return self.free_metadata(inode, block);
+        }
+        self.remove_blocks(inode, 1);
+        let seed = self
+            .superblock
+            .has_checksums()
+            .then_some(self.superblock.checksum_seed);
+        let bytes = self.store.modify(block)?;
+        put_le32(bytes, 4, users - 1);
+        if let Some(seed) = seed {
+            put_le32(bytes, 16, 0);
+            let checksum = crc32c(crc32c(seed, &block.to_le_bytes()), bytes);
+            put_le32(bytes, 16, checksum);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the inode's map leads to blocks, and is not a short target or the number of a device.
+fn has_map(inode: &Inode) -> Result<bool, FsError> {
+    Ok(match inode.kind()? {
+        FileKind::File | FileKind::Directory => true,
+        FileKind::Symlink => !inode.is_short_symlink(),
+        _ => false,
+    })
+}

@@ -1,0 +1,332 @@
+//! Writing files: backing blocks, bytes, sizes.
+
+use super::bytes::{le32, put_le32};
+use super::extent::{MAX_UNWRITTEN, Run};
+use super::features::RO_COMPAT_LARGE_FILE;
+use super::inode::{EXTENTS, Inode, Time};
+use super::map::{END, pointer_path};
+use super::superblock::FEATURE_RO_COMPAT;
+use super::volume::Volume;
+use crate::fs::block::Durability;
+use crate::fs::blocking;
+use crate::fs::error::FsError;
+use crate::fs::{Extent, Reservation};
+use alloc::vec::Vec;
+
+/// The most blocks that one operation backs.
+const PIECE: u64 = 1024;
+
+/// What new blocks hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fill {
+    /// Data that is written before the operation ends.
+    Data,
+    /// Nothing yet: they read as zeros.
+    Later,
+}
+
+impl Volume {
+    /// Writes `bytes`, no more than one operation backs, at `offset`.
+    pub(super) fn write_at(
+        &mut self,
+        number: u32,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), FsError> {
+        self.transact(|volume| volume.write_piece(number, offset, bytes))
+    }
+
+    fn write_piece(&mut self, number: u32, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let mut inode = self.file(number)?;
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(FsError::FileTooLarge)?;
+        self.check_size(&inode, end)?;
+        let size = self.superblock.block_size as u64;
+        let (mut at, last) = (offset / size, end.div_ceil(size));
+        let mut runs = Vec::new();
+        while at < last {
+            let (run, was_written) = self.back(&mut inode, at, last, Fill::Data)?;
+            at = run.end();
+            runs.push((run, was_written));
+        }
+        // Only now, when nothing but the device can fail, is data touched that the file has already.
+        self.zero_tail(&inode, offset)?;
+        for (run, was_written) in runs {
+            let from = offset.max(u64::from(run.first) * size);
+            let to = end.min(run.end() * size);
+            let data = &bytes[(from - offset) as usize..(to - offset) as usize];
+            self.write_run(run, was_written, from, data)?;
+        }
+        if end > inode.size() {
+            self.set_size(&mut inode, end)?;
+        }
+        self.touch(&mut inode);
+        self.put_inode(&mut inode)
+    }
+
+    /// Makes sure that the file has a block at `at`, and says in which run that goes up to `end` at most, and whether
+    /// it held data before.
+    fn back(
+        &mut self,
+        inode: &mut Inode,
+        at: u64,
+        end: u64,
+        fill: Fill,
+    ) -> Result<(Run, bool), FsError> {
+        let piece = self.piece_at(inode, at as u32)?;
+        if let Some(run) = piece.run.and_then(|run| run.cut(at, end)) {
+            if !run.is_written && fill == Fill::Data {
+                self.mark_written(inode, run)?;
+            }
+            return Ok((run, run.is_written));
+        }
+        let wanted = (piece.end.min(end) - at).min(MAX_UNWRITTEN.into()) as u32;
+        let goal = self.goal(inode, at)?;
+        let allocated = self.allocate(goal, wanted)?;
+        self.add_blocks(inode, allocated.len.into());
+        let is_extent = inode.has_flag(EXTENTS);
+        let run = Run {
+            first: at as u32,
+            len: allocated.len,
+            start: allocated.start,
+            is_written: fill == Fill::Data || !is_extent,
+        };
+        if is_extent {
+            self.insert_run(inode, run)?;
+        } else {
+            self.insert_pointers(inode, run.first, run.len, run.start)?;
+        }
+        if fill == Fill::Later && !is_extent {
+            // A block map cannot say "unwritten": zeros must be there before the pointer is.
+            self.write_run(run, false, at * self.superblock.block_size as u64, &[])?;
+        }
+        Ok((run, false))
+    }
+
+    /// Where block `at` of the file had best be: behind the block before it.
+    fn goal(&mut self, inode: &Inode, at: u64) -> Result<u64, FsError> {
+        if at > 0
+            && let Some(run) = self.piece_at(inode, at as u32 - 1)?.run
+        {
+            return Ok(run.start + 1);
+        }
+        Ok(self.goal_of(inode))
+    }
+
+    /// Writes `data`, which belongs at byte `from` of the file, into `run`. What it does not fill keeps its bytes if the
+    /// run held data before, and is zero otherwise.
+    fn write_run(
+        &mut self,
+        run: Run,
+        was_written: bool,
+        from: u64,
+        data: &[u8],
+    ) -> Result<(), FsError> {
+        let size = self.superblock.block_size as u64;
+        let start = u64::from(run.first) * size;
+        let head = from - start;
+        // Only the blocks that data touches, where the others hold something.
+        let (skip, end) = if was_written {
+            (head / size, (head + data.len() as u64).div_ceil(size))
+        } else {
+            (0, run.len.into())
+        };
+        let place = (run.start + skip) * size;
+        let len = (end - skip) * size;
+        let head = (head - skip * size) as usize;
+        let is_whole = head == 0 && data.len() as u64 == len;
+        let bytes = if is_whole {
+            data.to_vec()
+        } else {
+            let mut bytes = if was_written {
+                self.read_data(place, len as usize)?
+            } else {
+                alloc::vec![0; len as usize]
+            };
+            bytes[head..head + data.len()].copy_from_slice(data);
+            bytes
+        };
+        blocking::write(&**self.store.device(), place, bytes, Durability::Cached)?;
+        self.store.data_written();
+        Ok(())
+    }
+
+    /// Zeros what lies behind the end of the file in its last block, if the file is about to grow past it.
+    pub(super) fn zero_tail(&mut self, inode: &Inode, offset: u64) -> Result<(), FsError> {
+        let (block_size, size) = (self.superblock.block_size as u64, inode.size());
+        let tail = size % block_size;
+        if offset <= size || tail == 0 || size / block_size >= END {
+            return Ok(());
+        }
+        let Some(run) = self
+            .piece_at(inode, (size / block_size) as u32)?
+            .run
+            .filter(|run| run.is_written)
+        else {
+            return Ok(());
+        };
+        let block = Run { len: 1, ..run };
+        self.write_run(
+            block,
+            true,
+            size,
+            &alloc::vec![0; (block_size - tail) as usize],
+        )
+    }
+
+    /// Lets the file end at `size`, past its present end or before it.
+    pub(super) fn set_size(&mut self, inode: &mut Inode, size: u64) -> Result<(), FsError> {
+        inode.set_size(size);
+        if size > i32::MAX as u64 && !self.superblock.features.has_ro_compat(RO_COMPAT_LARGE_FILE) {
+            let bytes = self.superblock_mut()?;
+            let features = le32(bytes, FEATURE_RO_COMPAT) | RO_COMPAT_LARGE_FILE;
+            put_le32(bytes, FEATURE_RO_COMPAT, features);
+        }
+        Ok(())
+    }
+
+    /// Whether the file's map could hold `size` bytes.
+    pub(super) fn check_size(&self, inode: &Inode, size: u64) -> Result<(), FsError> {
+        let block_size = self.superblock.block_size as u64;
+        let last = size.div_ceil(block_size).saturating_sub(1);
+        let fits = if inode.has_flag(EXTENTS) {
+            last < END
+        } else {
+            // 32 bits count its sectors, metadata included.
+            last < END && pointer_path(last, block_size / 4).is_some() && size >> 40 == 0
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(FsError::FileTooLarge)
+        }
+    }
+
+    /// Records that the file's bytes change now.
+    pub(super) fn touch(&self, inode: &mut Inode) {
+        let now = self.now();
+        inode.set_time(Time::Modify, now);
+        inode.set_time(Time::Change, now);
+    }
+
+    /// Promises space for a write, with what its metadata may need.
+    pub(super) fn reserve(
+        &mut self,
+        number: u32,
+        offset: u64,
+        len: u64,
+    ) -> Result<Reservation, FsError> {
+        self.check_writable()?;
+        let inode = self.file(number)?;
+        let size = self.superblock.block_size as u64;
+        let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
+        self.check_size(&inode, end)?;
+        let (first, last) = (offset / size, end.div_ceil(size));
+        let backed: u64 = self
+            .runs(&inode, first, last)?
+            .iter()
+            .map(|run| u64::from(run.len))
+            .sum();
+        let data = (last - first) - backed;
+        // Every leaf under the range may be split, and they are at least half full; then the nodes above them.
+        let blocks = if data == 0 {
+            0
+        } else {
+            data + 8 + (last - first).div_ceil(32)
+        };
+        if self.statistics()?.free_blocks < self.reserved + blocks {
+            return Err(FsError::NoSpace);
+        }
+        self.reserved += blocks;
+        Ok(Reservation { blocks })
+    }
+
+    /// Takes a promise back.
+    pub(super) fn release(&mut self, reservation: &Reservation) {
+        self.reserved = self.reserved.saturating_sub(reservation.blocks);
+    }
+
+    /// Backs a range with blocks that read as zeros where they are new.
+    pub(super) fn allocate_range(
+        &mut self,
+        number: u32,
+        offset: u64,
+        len: u64,
+        reservation: &Reservation,
+    ) -> Result<Vec<Extent>, FsError> {
+        self.release(reservation);
+        let size = self.superblock.block_size as u64;
+        let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
+        let inode = self.file(number)?;
+        self.check_size(&inode, end)?;
+        let last = end.div_ceil(size);
+        let mut at = offset / size;
+        while at < last {
+            let stop = last.min(at + PIECE);
+            at = self.transact(|volume| {
+                let mut inode = volume.file(number)?;
+                let mut at = at;
+                while at < stop {
+                    let (run, _) = volume.back(&mut inode, at, stop, Fill::Later)?;
+                    at = run.end();
+                }
+                let is_past_end = at > inode.size().div_ceil(size);
+                if is_past_end && !inode.has_flag(EXTENTS) && !volume.is_orphan(number)? {
+                    // A block map may not have blocks behind the end of the file, unless they are to be cut.
+                    volume.add_orphan(&mut inode)?;
+                }
+                volume.put_inode(&mut inode)?;
+                Ok(at)
+            })?;
+        }
+        let inode = self.file(number)?;
+        self.extents(&inode, offset, len)
+    }
+
+    /// Says that a range holds data, and that the file has at least `size` bytes.
+    pub(super) fn written(
+        &mut self,
+        number: u32,
+        offset: u64,
+        len: u64,
+        size: u64,
+    ) -> Result<(), FsError> {
+        let block_size = self.superblock.block_size as u64;
+        let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
+        self.store.data_written();
+        let last = end.div_ceil(block_size);
+        let mut at = offset / block_size;
+        loop {
+            let stop = last.min(at + PIECE);
+            self.transact(|volume| {
+                let mut inode = volume.file(number)?;
+                volume.check_size(&inode, size.max(end))?;
+                for run in volume.runs(&inode, at, stop)? {
+                    if !run.is_written {
+                        volume.mark_written(&mut inode, run)?;
+                    }
+                }
+                if stop == last && size > inode.size() {
+                    // The transfer has filled the file's last block if it began there.
+                    if inode.size() / block_size < offset / block_size {
+                        volume.zero_tail(&inode, size)?;
+                    }
+                    volume.set_size(&mut inode, size)?;
+                }
+                if !inode.has_flag(EXTENTS) && inode.links() > 0 && volume.is_orphan(number)? {
+                    let first_behind = inode.size().div_ceil(block_size);
+                    if volume.runs(&inode, first_behind, END)?.is_empty() {
+                        volume.remove_orphan(&mut inode)?;
+                    }
+                }
+                volume.touch(&mut inode);
+                volume.put_inode(&mut inode)
+            })?;
+            if stop >= last {
+                return Ok(());
+            }
+            at = stop;
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! File systems and the block devices beneath them.
+//!
+//! | Where | What |
+//! | --- | --- |
+//! | [`block`], [`blocking`] | the device trait: requests in flight; and calls that wait |
+//! | [`partition`] | partition tables, and a partition as a device |
+//! | [`ram_disk`], `sim_disk` | disks of memory; the second for tests, with power cuts |
+//! | [`error`] | what can go wrong, and what was found where |
+//! | [`FileSystem`] | the trait: names, bytes, and extents for the page cache |
+//! | [`ext4`] | the root file system |
+//! | [`fat`] | the firmware's partition |
+//! | [`vfs`] | what is mounted where, and what a path means |
+//!
+//! Everything here runs on a PC too.
+
+pub mod block;
+pub mod blocking;
+pub mod error;
+pub mod ext4;
+pub mod fat;
+mod file_system;
+pub mod partition;
+pub mod ram_disk;
+#[cfg(not(target_os = "none"))]
+pub mod sim_disk;
+pub mod vfs;
+
+pub use error::FsError;
+pub use file_system::{
+    Attributes, Backing, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Reservation,
+    Statistics, Timestamp,
+};

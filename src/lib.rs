@@ -1,0 +1,48 @@
+//! Pinfold: a unikernel for AArch64 whose memory is its files.
+//!
+//! Programs map files into memory; nothing is present until it is touched; a fault, not a call, brings each page in.
+//!
+//! | Where | What | Runs on |
+//! | --- | --- | --- |
+//! | [`mm`] | frames, heap, maps, the fault path | image and PC |
+//! | [`fs`] | block devices, file systems | image and PC |
+//! | [`arch`] | the processor | image; its pure functions on a PC too |
+//! | [`symbols`] | names of functions, for backtraces | image and PC |
+//! | [`sync`] | locks, and their order | image and PC |
+
+#![no_std]
+
+extern crate alloc;
+
+pub mod arch;
+pub mod command;
+pub mod driver;
+pub mod fs;
+pub mod mm;
+pub mod symbols;
+pub mod sync;
+
+#[cfg(target_os = "none")]
+pub mod bench;
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+pub mod disk;
+#[cfg(target_os = "none")]
+pub mod files;
+#[cfg(target_os = "none")]
+pub mod interrupt;
+#[cfg(target_os = "none")]
+pub mod kernel;
+#[cfg(target_os = "none")]
+pub mod program;
+#[cfg(target_os = "none")]
+mod report;
+#[cfg(target_os = "none")]
+pub mod selftest;
+#[cfg(target_os = "none")]
+mod shell;
+#[cfg(not(target_os = "none"))]
+pub mod sim;
+#[cfg(target_os = "none")]
+pub mod thread;

@@ -1,0 +1,1012 @@
+//! Who owns which frame of physical memory.
+//!
+//! ```text
+//!  zone        a range of RAM; at its start, what this module needs to know about it
+//!  buddy       blocks of 2 MiB and larger runs of them, all free (`buddy_system_allocator`)
+//!    | split   when no single frame is free                  ^ given back when all 512 are free again
+//!    v                                                        |
+//!  partial     a list of blocks with some frames free, each with a bitmap: single frames and small runs
+//! ```
+//!
+//! The buddy allocator looks for a freed block's buddy by walking a list, which is too slow for single frames; so it
+//! holds only blocks, and single frames come from a bitmap, in ascending order: what is asked for one after the other
+//! tends to lie together, and a freed run is a few words. Every operation on single frames is O(1); adding RAM touches
+//! nothing of it but 96 bytes for each 2 MiB.
+//!
+//! A [`Frame`] has one owner at a time, recorded in its descriptor; freeing what is free or another's is a bug of ours
+//! and panics. The owner may keep a count there: sharers, or entries in use.
+//!
+//! Memory is reached at a fixed distance from its physical address, so the same code runs over an array on a PC.
+
+use super::addr::{Frame, PAGE_SIZE, PhysAddr};
+use crate::sync::SpinLock;
+use buddy_system_allocator::Heap;
+use core::alloc::Layout;
+use core::fmt;
+use core::ops::Range;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
+use spin::Once;
+
+/// What a frame is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Owner {
+    /// Nothing: it can be had.
+    Free = 0,
+    /// A translation table; its count is that of the entries in use.
+    PageTable = 1,
+    /// A slot of the page cache; its count is that of the pins.
+    Cache = 2,
+    /// Memory of a map with no file behind it; its count is that of the maps it is shared with.
+    Anonymous = 3,
+    /// The kernel heap, kernel stacks.
+    Kernel = 4,
+}
+
+const OWNERS: usize = 5;
+
+/// How much a frame is needed: the less, the more are left for others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Urgency {
+    /// A program's data: it stops when memory is short.
+    Data,
+    /// The kernel's own: it can say no.
+    Kernel,
+    /// What gets the system out of a shortage: tables for a fault, write-back.
+    Critical,
+}
+
+/// No frame that this caller may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfFrames;
+
+impl fmt::Display for OutOfFrames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("out of memory")
+    }
+}
+
+/// Why RAM was not added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AddError {
+    /// There is room for [`MAX_ZONES`] ranges.
+    TooManyRanges,
+    /// No part of the range is large enough for what must be known about it.
+    TooSmall,
+}
+
+impl fmt::Display for AddError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooManyRanges => "too many separate ranges of RAM",
+            Self::TooSmall => "too little memory",
+        })
+    }
+}
+
+/// Separate ranges of RAM there can be.
+pub const MAX_ZONES: usize = 8;
+
+/// Frames in a block: 2 MiB.
+pub const BLOCK_FRAMES: u64 = 512;
+/// As an order: the logarithm of the number of frames.
+pub const BLOCK_ORDER: u32 = 9;
+
+const WORDS: usize = BLOCK_FRAMES as usize / 64;
+
+/// Blocks with free frames that the search for a small run looks at.
+const RUN_SEARCH: usize = 16;
+
+/// Of a frame, for its owner.
+#[repr(C)]
+struct Descriptor {
+    /// Owner in the highest byte, count below.
+    state: AtomicU32,
+    /// The owner's to use.
+    data: AtomicU32,
+}
+
+const COUNT_BITS: u32 = 24;
+const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
+
+/// Of 512 frames that start at a multiple of 2 MiB.
+#[repr(C)]
+struct Block {
+    /// A one for each free frame, unless the buddy allocator has them all.
+    free: [u64; WORDS],
+    next: Option<NonNull<Block>>,
+    previous: Option<NonNull<Block>>,
+    first: Frame,
+    free_count: u32,
+    is_with_buddy: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Zone {
+    frames: (u64, u64),
+    descriptors: NonNull<Descriptor>,
+    blocks: NonNull<Block>,
+}
+
+// SAFETY: descriptors are atomic, blocks are reached only with `state` locked.
+unsafe impl Send for Zone {}
+// SAFETY: as above.
+unsafe impl Sync for Zone {}
+
+impl Zone {
+    #[inline(always)]
+    fn contains(&self, frame: Frame) -> bool {
+        (self.frames.0..self.frames.1).contains(&frame.0)
+    }
+
+    #[inline(always)]
+    fn descriptor(&self, frame: Frame) -> &Descriptor {
+        debug_assert!(self.contains(frame));
+        // SAFETY: the zone has a descriptor for each of its frames, from its first block's start on.
+        unsafe {
+            self.descriptors
+                .add((frame.0 - self.first_of_blocks()) as usize)
+                .as_ref()
+        }
+    }
+
+    #[inline(always)]
+    fn block(&self, frame: Frame) -> NonNull<Block> {
+        let index = (frame.0 - self.first_of_blocks()) / BLOCK_FRAMES;
+        // SAFETY: the zone has a block for each of its frames.
+        unsafe { self.blocks.add(index as usize) }
+    }
+
+    fn first_of_blocks(&self) -> u64 {
+        self.frames.0 & !(BLOCK_FRAMES - 1)
+    }
+}
+
+struct State {
+    buddy: Heap<40>,
+    partial: Option<NonNull<Block>>,
+    total: u64,
+    free: u64,
+    reserve: u64,
+    metadata: u64,
+    owned: [u64; OWNERS],
+}
+
+// SAFETY: its pointers lead into memory that is the allocator's for good.
+unsafe impl Send for State {}
+
+/// All frames of a machine.
+pub struct Frames {
+    /// What to add to a physical address.
+    linear: usize,
+    zones: [Once<Zone>; MAX_ZONES],
+    state: SpinLock<State>,
+}
+
+/// How many frames there are, and whose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// All that were given to the allocator.
+    pub total: u64,
+    /// Free ones.
+    pub free: u64,
+    /// Left for what is urgent.
+    pub reserve: u64,
+    /// Not among them: what blocks and descriptors take.
+    pub metadata: u64,
+    /// Translation tables.
+    pub page_table: u64,
+    /// Page cache.
+    pub cache: u64,
+    /// Anonymous memory.
+    pub anonymous: u64,
+    /// Kernel heap and stacks.
+    pub kernel: u64,
+}
+
+impl Frames {
+    /// Whether the lock that every call takes is held.
+    pub fn is_locked(&self) -> bool {
+        self.state.is_locked()
+    }
+
+    /// No frames; RAM will be reached by adding `linear` to physical addresses, a multiple of 2 MiB.
+    pub const fn new(linear: usize) -> Self {
+        Self {
+            linear,
+            zones: [const { Once::new() }; MAX_ZONES],
+            state: SpinLock::new(State {
+                buddy: Heap::new(),
+                partial: None,
+                total: 0,
+                free: 0,
+                reserve: 0,
+                metadata: 0,
+                owned: [0; OWNERS],
+            }),
+        }
+    }
+
+    /// Takes over `ram` but for what is in `reserved` (in ascending order, not overlapping); parts of pages are left out.
+    ///
+    /// # Safety
+    /// The memory is mapped, at the distance [`new`](Self::new) was told, and nobody else's from now on.
+    pub unsafe fn add_ram(
+        &self,
+        ram: Range<PhysAddr>,
+        reserved: &[Range<PhysAddr>],
+    ) -> Result<(), AddError> {
+        let slot = self
+            .zones
+            .iter()
+            .find(|zone| zone.get().is_none())
+            .ok_or(AddError::TooManyRanges)?;
+        let frames = (page_up(ram.start), ram.end.frame().0);
+        if frames.0 >= frames.1 {
+            return Err(AddError::TooSmall);
+        }
+        let first_of_blocks = frames.0 & !(BLOCK_FRAMES - 1);
+        let blocks = (frames.1 - first_of_blocks).div_ceil(BLOCK_FRAMES) as usize;
+        let block_bytes = blocks * size_of::<Block>();
+        let descriptor_bytes = (frames.1 - first_of_blocks) as usize * size_of::<Descriptor>();
+        let needed = (block_bytes + descriptor_bytes).div_ceil(PAGE_SIZE) as u64;
+        let place = free_parts(frames, reserved)
+            .find(|part| part.1 - part.0 >= needed)
+            .ok_or(AddError::TooSmall)?;
+        let base = self.pointer(Frame(place.0));
+        let (Some(blocks_at), Some(descriptors_at)) = (
+            NonNull::new(base.cast::<Block>()),
+            // SAFETY: within the room found above.
+            NonNull::new(unsafe { base.add(block_bytes) }.cast::<Descriptor>()),
+        ) else {
+            return Err(AddError::TooSmall);
+        };
+        for i in 0..blocks {
+            // SAFETY: the caller gives us the memory; the room is large enough.
+            unsafe {
+                blocks_at.add(i).write(Block {
+                    free: [0; WORDS],
+                    next: None,
+                    previous: None,
+                    first: Frame(first_of_blocks + i as u64 * BLOCK_FRAMES),
+                    free_count: 0,
+                    is_with_buddy: false,
+                });
+            }
+        }
+        let zone = *slot.call_once(|| Zone {
+            frames,
+            descriptors: descriptors_at,
+            blocks: blocks_at,
+        });
+        let mut state = self.state.lock();
+        state.metadata += needed;
+        for mut part in free_parts(frames, reserved) {
+            if part.0 == place.0 {
+                part.0 += needed;
+            }
+            // Whole blocks go to the buddy allocator at once, so that it makes the largest runs of them.
+            let whole_start = part.0.next_multiple_of(BLOCK_FRAMES).min(part.1);
+            let whole_end = (part.1 & !(BLOCK_FRAMES - 1)).max(whole_start);
+            state.add_frames(self, &zone, part.0..whole_start);
+            state.add_blocks(self, &zone, whole_start..whole_end);
+            state.add_frames(self, &zone, whole_end..part.1);
+        }
+        state.reserve = (state.total / 256).clamp(16, 512).min(state.total / 8);
+        Ok(())
+    }
+
+    /// Where the frame's bytes are. Only its owner may use them.
+    #[inline(always)]
+    pub fn pointer(&self, frame: Frame) -> *mut u8 {
+        ptr::with_exposed_provenance_mut((frame.start().0 as usize).wrapping_add(self.linear))
+    }
+
+    /// The frame that [`pointer`](Self::pointer) leads into.
+    #[inline(always)]
+    pub fn frame_of(&self, pointer: *const u8) -> Frame {
+        PhysAddr((pointer as usize).wrapping_sub(self.linear) as u64).frame()
+    }
+
+    /// A frame with any contents.
+    #[inline]
+    pub fn alloc(&self, owner: Owner, urgency: Urgency) -> Result<Frame, OutOfFrames> {
+        let mut state = self.state.lock();
+        state.check(1, urgency)?;
+        if state.partial.is_none() {
+            state.split_block(self)?;
+        }
+        let mut head = state.partial.ok_or(OutOfFrames)?;
+        // SAFETY: in the list, so a block; `state` is locked.
+        let block = unsafe { head.as_mut() };
+        let mut word = 0;
+        while block.free[word] == 0 {
+            // In the list, so one of its words has a frame: the index ends there.
+            word += 1;
+        }
+        let bit = block.free[word].trailing_zeros();
+        block.free[word] &= block.free[word] - 1;
+        let frame = Frame(block.first.0 + word as u64 * 64 + u64::from(bit));
+        block.free_count -= 1;
+        if block.free_count == 0 {
+            state.unlink(head);
+        }
+        state.give(owner, 1);
+        self.descriptor(frame).set(owner);
+        Ok(frame)
+    }
+
+    /// `1 << order` frames, the first at a multiple of their size, with any contents.
+    pub fn alloc_run(
+        &self,
+        owner: Owner,
+        urgency: Urgency,
+        order: u32,
+    ) -> Result<Frame, OutOfFrames> {
+        let count = 1 << order;
+        let mut state = self.state.lock();
+        state.check(count, urgency)?;
+        let first = if order <= BLOCK_ORDER {
+            match state.take_run(order) {
+                Some(first) => first,
+                None => {
+                    state.split_block(self)?;
+                    state.take_run(order).ok_or(OutOfFrames)?
+                }
+            }
+        } else {
+            self.take_blocks(&mut state, order)?
+        };
+        state.give(owner, count);
+        for frame in first.0..first.0 + count {
+            self.descriptor(Frame(frame)).set(owner);
+        }
+        Ok(first)
+    }
+
+    /// Gives one frame back.
+    ///
+    /// # Panics
+    /// Where `owner` does not own it.
+    #[inline]
+    pub fn free(&self, frame: Frame, owner: Owner) {
+        self.free_run(frame, 1, owner);
+    }
+
+    /// Gives `count` frames back, that were had together or not.
+    ///
+    /// # Panics
+    /// Where `owner` does not own one of them.
+    pub fn free_run(&self, first: Frame, count: u64, owner: Owner) {
+        self.give_back_run(first, count, |zone, frame| {
+            zone.descriptor(frame).release(frame, owner);
+            true
+        });
+    }
+
+    /// Takes one sharer from each of `count` frames of anonymous memory; those that had no other are free.
+    ///
+    /// # Panics
+    /// Where one of them is not anonymous memory.
+    pub fn unshare_run(&self, first: Frame, count: u64) {
+        self.give_back_run(first, count, |zone, frame| {
+            let descriptor = zone.descriptor(frame);
+            let is_shared = descriptor.state.load(Ordering::Relaxed) & COUNT_MASK > 0;
+            if is_shared {
+                descriptor.state.fetch_sub(1, Ordering::Relaxed);
+            } else {
+                descriptor.release(frame, Owner::Anonymous);
+            }
+            !is_shared
+        });
+    }
+
+    /// Gives those frames back that `release` says yes to, and has made free.
+    #[inline(always)]
+    fn give_back_run(&self, first: Frame, count: u64, release: impl Fn(&Zone, Frame) -> bool) {
+        let mut state = self.state.lock();
+        let end = first.0 + count;
+        let mut frame = first.0;
+        while frame < end {
+            let zone = self.zone(Frame(frame));
+            // Up to the end of the word: its bits are set together.
+            let word_end = end.min((frame & !63) + 64);
+            let owner = zone.descriptor(Frame(frame)).owner();
+            let mut mask = 0;
+            let word = frame;
+            while frame < word_end {
+                mask |= u64::from(release(zone, Frame(frame))) << (frame % 64);
+                frame += 1;
+            }
+            let freed = u64::from(mask.count_ones());
+            state.owned[owner as usize] -= freed;
+            state.free += freed;
+            if mask != 0 {
+                state.release_word(self, zone.block(Frame(word)), word, mask);
+            }
+        }
+    }
+
+    /// Whose the frame is.
+    pub fn owner(&self, frame: Frame) -> Owner {
+        let is_ours = self.zones().any(|zone| zone.contains(frame));
+        if is_ours && !self.is_with_buddy(frame) {
+            self.descriptor(frame).owner()
+        } else {
+            Owner::Free
+        }
+    }
+
+    /// The count its owner keeps; zero when it was just allocated.
+    #[inline(always)]
+    pub fn count(&self, frame: Frame) -> u32 {
+        self.descriptor(frame).state.load(Ordering::Relaxed) & COUNT_MASK
+    }
+
+    /// Adds `n` to the count, and returns it.
+    #[inline(always)]
+    pub fn add_to_count(&self, frame: Frame, n: u32) -> u32 {
+        let before = self.descriptor(frame).state.fetch_add(n, Ordering::Relaxed) & COUNT_MASK;
+        debug_assert!(before + n <= COUNT_MASK);
+        before + n
+    }
+
+    /// Subtracts `n` from the count, and returns it.
+    ///
+    /// # Panics
+    /// Where the count is less.
+    #[inline(always)]
+    pub fn subtract_from_count(&self, frame: Frame, n: u32) -> u32 {
+        let before = self.descriptor(frame).state.fetch_sub(n, Ordering::Relaxed) & COUNT_MASK;
+        assert!(before >= n, "{frame:?} has a count of {before}, not {n}");
+        before - n
+    }
+
+    /// A number the owner may keep with the frame.
+    #[inline(always)]
+    pub fn data(&self, frame: Frame) -> &AtomicU32 {
+        &self.descriptor(frame).data
+    }
+
+    /// How many there are, and whose.
+    pub fn counts(&self) -> Counts {
+        let state = self.state.lock();
+        let owned = |owner| state.owned[owner as usize];
+        Counts {
+            total: state.total,
+            free: state.free,
+            reserve: state.reserve,
+            metadata: state.metadata,
+            page_table: owned(Owner::PageTable),
+            cache: owned(Owner::Cache),
+            anonymous: owned(Owner::Anonymous),
+            kernel: owned(Owner::Kernel),
+        }
+    }
+
+    /// Whether `count` frames can be had now.
+    pub fn has(&self, count: u64, urgency: Urgency) -> bool {
+        self.state.lock().check(count, urgency).is_ok()
+    }
+
+    fn zones(&self) -> impl Iterator<Item = &Zone> {
+        self.zones.iter().map_while(Once::get)
+    }
+
+    #[inline(always)]
+    fn zone(&self, frame: Frame) -> &Zone {
+        self.zones()
+            .find(|zone| zone.contains(frame))
+            .unwrap_or_else(|| panic!("{frame:?} is not RAM"))
+    }
+
+    #[inline(always)]
+    fn descriptor(&self, frame: Frame) -> &Descriptor {
+        self.zone(frame).descriptor(frame)
+    }
+
+    fn is_with_buddy(&self, frame: Frame) -> bool {
+        let _state = self.state.lock();
+        // SAFETY: `state` is locked.
+        unsafe { self.zone(frame).block(frame).as_ref().is_with_buddy }
+    }
+
+    /// Takes blocks from the buddy allocator; their descriptors are the caller's to set.
+    fn take_blocks(&self, state: &mut State, order: u32) -> Result<Frame, OutOfFrames> {
+        let pointer = state
+            .buddy
+            .alloc(buddy_layout(order))
+            .map_err(|()| OutOfFrames)?;
+        let first = self.frame_of(pointer.as_ptr());
+        for frame in (first.0..first.0 + (1 << order)).step_by(BLOCK_FRAMES as usize) {
+            // SAFETY: `state` is locked.
+            let block = unsafe { self.zone(Frame(frame)).block(Frame(frame)).as_mut() };
+            block.is_with_buddy = false;
+        }
+        Ok(first)
+    }
+}
+
+/// Frames `range` without those that `reserved` touches, part by part.
+fn free_parts(
+    frames: (u64, u64),
+    reserved: &[Range<PhysAddr>],
+) -> impl Iterator<Item = (u64, u64)> {
+    let mut start = frames.0;
+    reserved
+        .iter()
+        .filter(|range| !range.is_empty())
+        .map(|range| (range.start.frame().0, page_up(range.end)))
+        .chain([(frames.1, frames.1)])
+        .filter_map(move |(from, to)| {
+            let part = (start, from.min(frames.1));
+            start = start.max(to);
+            (part.0 < part.1).then_some(part)
+        })
+}
+
+fn page_up(address: PhysAddr) -> u64 {
+    address.0.div_ceil(PAGE_SIZE as u64)
+}
+
+fn buddy_layout(order: u32) -> Layout {
+    let size = PAGE_SIZE << order;
+    match Layout::from_size_align(size, size) {
+        Ok(layout) => layout,
+        Err(_) => unreachable!("a power of two, far below the limit"),
+    }
+}
+
+impl Descriptor {
+    #[inline(always)]
+    fn set(&self, owner: Owner) {
+        self.state
+            .store((owner as u32) << COUNT_BITS, Ordering::Relaxed);
+    }
+
+    fn owner(&self) -> Owner {
+        match self.state.load(Ordering::Relaxed) >> COUNT_BITS {
+            0 => Owner::Free,
+            1 => Owner::PageTable,
+            2 => Owner::Cache,
+            3 => Owner::Anonymous,
+            4 => Owner::Kernel,
+            other => panic!("a frame descriptor names owner {other}"),
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self, frame: Frame, owner: Owner) {
+        let state = self.state.load(Ordering::Relaxed);
+        if state >> COUNT_BITS != owner as u32 {
+            panic!(
+                "{frame:?} is freed as {owner:?}, but it is {:?}",
+                self.owner()
+            );
+        }
+        self.set(Owner::Free);
+    }
+}
+
+impl State {
+    /// Whether `count` frames may go to one whose need is `urgency`.
+    #[inline(always)]
+    fn check(&self, count: u64, urgency: Urgency) -> Result<(), OutOfFrames> {
+        let floor = match urgency {
+            Urgency::Data => self.reserve,
+            Urgency::Kernel => self.reserve / 2,
+            Urgency::Critical => 0,
+        };
+        if self.free < floor + count {
+            return Err(OutOfFrames);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn give(&mut self, owner: Owner, count: u64) {
+        self.free -= count;
+        self.owned[owner as usize] += count;
+    }
+
+    /// New RAM: whole blocks.
+    fn add_blocks(&mut self, frames: &Frames, zone: &Zone, range: Range<u64>) {
+        let count = range.end - range.start;
+        self.total += count;
+        self.free += count;
+        for first in range.clone().step_by(BLOCK_FRAMES as usize) {
+            // SAFETY: `self` is locked; the zone is new, so nobody else refers to its blocks.
+            unsafe { zone.block(Frame(first)).as_mut() }.is_with_buddy = true;
+        }
+        let start = frames.pointer(Frame(range.start)) as usize;
+        let end = start + count as usize * PAGE_SIZE;
+        // SAFETY: the memory was given to us, and this part is in no other hand.
+        unsafe { self.buddy.add_to_heap(start, end) };
+    }
+
+    /// New RAM: part of a block, or two.
+    fn add_frames(&mut self, frames: &Frames, zone: &Zone, range: Range<u64>) {
+        let count = range.end - range.start;
+        self.total += count;
+        self.free += count;
+        let mut frame = range.start;
+        while frame < range.end {
+            let part = range.end.min((frame & !63) + 64) - frame;
+            for i in frame..frame + part {
+                zone.descriptor(Frame(i)).set(Owner::Free);
+            }
+            let mask = (u64::MAX >> (64 - part)) << (frame % 64);
+            self.release_word(frames, zone.block(Frame(frame)), frame, mask);
+            frame += part;
+        }
+    }
+
+    /// Moves a block from the buddy allocator to the list of those whose frames are given out one by one.
+    fn split_block(&mut self, frames: &Frames) -> Result<(), OutOfFrames> {
+        let first = frames.take_blocks(self, BLOCK_ORDER)?;
+        let zone = frames.zone(first);
+        for frame in first.0..first.0 + BLOCK_FRAMES {
+            zone.descriptor(Frame(frame)).set(Owner::Free);
+        }
+        let mut place = zone.block(first);
+        // SAFETY: `self` is locked.
+        let block = unsafe { place.as_mut() };
+        block.free = [u64::MAX; WORDS];
+        block.free_count = BLOCK_FRAMES as u32;
+        self.link(place);
+        Ok(())
+    }
+
+    /// Marks the frames of `mask`, in the word that `first` is in, free; a block that is free as a whole goes back to the buddy allocator, unless it
+    /// is the only one with free frames: it would soon be split again.
+    #[inline(always)]
+    fn release_word(&mut self, frames: &Frames, mut place: NonNull<Block>, first: u64, mask: u64) {
+        // SAFETY: `self` is locked.
+        let block = unsafe { place.as_mut() };
+        let word = (first % BLOCK_FRAMES / 64) as usize;
+        let count = mask.count_ones();
+        assert!(
+            block.free[word] & mask == 0 && !block.is_with_buddy,
+            "one of {count} frames in the word of Frame({first:#x}) is freed twice"
+        );
+        block.free[word] |= mask;
+        block.free_count += count;
+        let free_count = block.free_count;
+        if free_count == count {
+            self.link(place);
+        }
+        if free_count == BLOCK_FRAMES as u32 {
+            self.give_back(frames, place);
+        }
+    }
+
+    fn give_back(&mut self, frames: &Frames, mut place: NonNull<Block>) {
+        // SAFETY: `self` is locked.
+        let block = unsafe { place.as_mut() };
+        if block.next.is_none() && block.previous.is_none() {
+            return;
+        }
+        self.unlink(place);
+        // SAFETY: as above; `unlink` is done with it.
+        let block = unsafe { place.as_mut() };
+        block.free = [0; WORDS];
+        block.free_count = 0;
+        block.is_with_buddy = true;
+        if let Some(start) = NonNull::new(frames.pointer(block.first)) {
+            // SAFETY: all of it was had from the buddy allocator, as one block, and all of it is free: a block with a
+            // reserved part never has all its frames free.
+            unsafe { self.buddy.dealloc(start, buddy_layout(BLOCK_ORDER)) };
+        }
+    }
+
+    fn link(&mut self, mut place: NonNull<Block>) {
+        // SAFETY: `self` is locked; the block is in no list.
+        let block = unsafe { place.as_mut() };
+        block.previous = None;
+        block.next = self.partial;
+        if let Some(mut next) = self.partial {
+            // SAFETY: in the list, so a block, and another one.
+            unsafe { next.as_mut() }.previous = Some(place);
+        }
+        self.partial = Some(place);
+    }
+
+    fn unlink(&mut self, mut place: NonNull<Block>) {
+        // SAFETY: `self` is locked.
+        let block = unsafe { place.as_mut() };
+        let (previous, next) = (block.previous.take(), block.next.take());
+        match previous {
+            // SAFETY: in the list, so a block, and another one.
+            Some(mut previous) => unsafe { previous.as_mut() }.next = next,
+            None => self.partial = next,
+        }
+        if let Some(mut next) = next {
+            // SAFETY: as above.
+            unsafe { next.as_mut() }.previous = previous;
+        }
+    }
+
+    /// A run from the blocks in the list, if one of the first few has it.
+    fn take_run(&mut self, order: u32) -> Option<Frame> {
+        let mut at = self.partial;
+        for _ in 0..RUN_SEARCH {
+            let mut place = at?;
+            // SAFETY: in the list, so a block; `self` is locked.
+            let block = unsafe { place.as_mut() };
+            if let Some(index) = block.find_run(order) {
+                block.take_run(index, order);
+                let first = Frame(block.first.0 + index);
+                let is_empty = block.free_count == 0;
+                if is_empty {
+                    self.unlink(place);
+                }
+                return Some(first);
+            }
+            at = block.next;
+        }
+        None
+    }
+}
+
+impl Block {
+    /// The first free run of `1 << order` frames at a multiple of its size.
+    fn find_run(&self, order: u32) -> Option<u64> {
+        if self.free_count < 1 << order {
+            return None;
+        }
+        if order < 6 {
+            return (0..WORDS).find_map(|i| {
+                let mut starts = self.free[i];
+                for step in 0..order {
+                    starts &= starts >> (1 << step);
+                }
+                starts &= aligned_bits(order);
+                (starts != 0).then(|| i as u64 * 64 + u64::from(starts.trailing_zeros()))
+            });
+        }
+        let words = 1 << (order - 6);
+        self.free
+            .chunks(words)
+            .position(|chunk| chunk.iter().all(|word| *word == u64::MAX))
+            .map(|i| (i * words) as u64 * 64)
+    }
+
+    fn take_run(&mut self, index: u64, order: u32) {
+        let word = (index / 64) as usize;
+        if order < 6 {
+            let mask = (1u64 << (1 << order)) - 1;
+            self.free[word] &= !(mask << (index % 64));
+        } else {
+            self.free[word..word + (1 << (order - 6))].fill(0);
+        }
+        self.free_count -= 1 << order;
+    }
+}
+
+/// A one at each multiple of `1 << order`.
+const fn aligned_bits(order: u32) -> u64 {
+    u64::MAX / ((1 << (1 << order)) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::{BLOCK_FRAMES, Frames, OutOfFrames, Owner, Urgency};
+    use crate::mm::addr::{Frame, PAGE_SIZE, PhysAddr};
+    use crate::sim::SimMemory;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    const MIB: u64 = 1 << 20;
+
+    fn frames(bytes: u64) -> SimMemory {
+        SimMemory::new(bytes)
+    }
+
+    #[test]
+    fn a_frame_is_given_to_one_owner_at_a_time() {
+        let memory = frames(4 * MIB);
+        let mut seen = std::collections::HashSet::new();
+        while let Ok(frame) = memory.frames().alloc(Owner::Kernel, Urgency::Critical) {
+            assert!(seen.insert(frame), "{frame:?} was given twice");
+            assert_eq!(memory.frames().owner(frame), Owner::Kernel);
+        }
+        let counts = memory.frames().counts();
+        assert_eq!((counts.free, counts.kernel), (0, counts.total));
+        assert_eq!(seen.len() as u64, counts.total);
+    }
+
+    #[test]
+    fn frames_come_in_ascending_order() {
+        let memory = frames(4 * MIB);
+        let mut last = memory.frames().alloc(Owner::Cache, Urgency::Data).unwrap();
+        for _ in 0..100 {
+            let next = memory.frames().alloc(Owner::Cache, Urgency::Data).unwrap();
+            assert_eq!(next.0, last.0 + 1);
+            last = next;
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "is freed as Kernel, but it is Free")]
+    fn a_frame_freed_twice_is_named() {
+        let memory = frames(4 * MIB);
+        let frame = memory.frames().alloc(Owner::Kernel, Urgency::Data).unwrap();
+        memory.frames().free(frame, Owner::Kernel);
+        memory.frames().free(frame, Owner::Kernel);
+    }
+
+    #[test]
+    #[should_panic(expected = "is freed as Cache, but it is Kernel")]
+    fn a_frame_freed_by_the_wrong_owner_is_named() {
+        let memory = frames(4 * MIB);
+        let frame = memory.frames().alloc(Owner::Kernel, Urgency::Data).unwrap();
+        memory.frames().free(frame, Owner::Cache);
+    }
+
+    #[test]
+    fn the_reserve_is_for_the_urgent() {
+        let memory = frames(4 * MIB);
+        let frames = memory.frames();
+        while frames.alloc(Owner::Anonymous, Urgency::Data).is_ok() {}
+        let counts = frames.counts();
+        assert_eq!(counts.free, counts.reserve);
+        assert!(frames.alloc(Owner::Kernel, Urgency::Kernel).is_ok());
+        while frames.alloc(Owner::Kernel, Urgency::Kernel).is_ok() {}
+        assert_eq!(frames.counts().free, counts.reserve / 2);
+        while frames.alloc(Owner::PageTable, Urgency::Critical).is_ok() {}
+        assert_eq!(frames.counts().free, 0);
+    }
+
+    #[test]
+    fn reserved_memory_is_never_given() {
+        let memory = SimMemory::unused(8 * MIB);
+        let base = memory.base().0;
+        let at = |bytes| PhysAddr(base + bytes);
+        let reserved = [at(0x800)..at(0x1800), at(3 * MIB)..at(5 * MIB + 1)];
+        // SAFETY: the arena is the allocator's.
+        unsafe { memory.frames().add_ram(at(0)..at(8 * MIB), &reserved) }.unwrap();
+        while let Ok(frame) = memory.frames().alloc(Owner::Kernel, Urgency::Critical) {
+            let start = frame.start();
+            let end = PhysAddr(start.0 + PAGE_SIZE as u64);
+            for range in &reserved {
+                assert!(end <= range.start || start >= range.end, "{frame:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn several_ranges_with_a_gap_are_all_used() {
+        let memory = SimMemory::unused(8 * MIB);
+        let at = |bytes| PhysAddr(memory.base().0 + bytes);
+        for range in [at(0)..at(3 * MIB), at(5 * MIB)..at(8 * MIB)] {
+            // SAFETY: the arena is the allocator's.
+            unsafe { memory.frames().add_ram(range, &[]) }.unwrap();
+        }
+        let given: Vec<Frame> =
+            std::iter::from_fn(|| memory.frames().alloc(Owner::Kernel, Urgency::Critical).ok())
+                .collect();
+        assert!(given.iter().any(|frame| frame.start() < at(3 * MIB)));
+        assert!(given.iter().any(|frame| frame.start() >= at(5 * MIB)));
+        assert!(
+            given
+                .iter()
+                .all(|f| f.start() < at(3 * MIB) || f.start() >= at(5 * MIB))
+        );
+        given
+            .into_iter()
+            .for_each(|frame| memory.frames().free(frame, Owner::Kernel));
+        assert_eq!(
+            memory.frames().counts().free,
+            memory.frames().counts().total
+        );
+    }
+
+    #[test]
+    fn metadata_takes_less_than_a_hundredth() {
+        let memory = frames(12 * MIB);
+        assert!(memory.frames().counts().total >= 12 * MIB / PAGE_SIZE as u64 * 99 / 100);
+    }
+
+    #[test]
+    fn runs_lie_at_multiples_of_their_size() {
+        let memory = frames(8 * MIB);
+        let single = memory.frames().alloc(Owner::Kernel, Urgency::Data).unwrap();
+        for order in 0..=9 {
+            let run = memory
+                .frames()
+                .alloc_run(Owner::Anonymous, Urgency::Data, order)
+                .unwrap();
+            assert_eq!(run.0 % (1 << order), 0, "order {order}");
+            assert_eq!(
+                memory.frames().owner(Frame(run.0 + (1 << order) - 1)),
+                Owner::Anonymous
+            );
+        }
+        memory.frames().free(single, Owner::Kernel);
+    }
+
+    #[test]
+    fn a_block_freed_frame_by_frame_can_be_had_as_a_block_again() {
+        let memory = frames(8 * MIB);
+        let frames = memory.frames();
+        let mut given = Vec::new();
+        while let Ok(frame) = frames.alloc(Owner::Anonymous, Urgency::Critical) {
+            given.push(frame);
+        }
+        assert_eq!(
+            frames.alloc_run(Owner::Anonymous, Urgency::Critical, 9),
+            Err(OutOfFrames)
+        );
+        given
+            .into_iter()
+            .rev()
+            .for_each(|frame| frames.free(frame, Owner::Anonymous));
+        let blocks = std::iter::from_fn(|| {
+            frames
+                .alloc_run(Owner::Anonymous, Urgency::Critical, 9)
+                .ok()
+        });
+        assert_eq!(blocks.count(), 3);
+    }
+
+    #[test]
+    fn runs_larger_than_a_block_come_back() {
+        let memory = frames(16 * MIB);
+        let frames = memory.frames();
+        let before = frames.counts();
+        let run = frames.alloc_run(Owner::Kernel, Urgency::Data, 10).unwrap();
+        frames.free_run(run, 2 * BLOCK_FRAMES, Owner::Kernel);
+        assert_eq!(frames.counts(), before);
+        assert_eq!(frames.owner(run), Owner::Free);
+    }
+
+    #[test]
+    fn counts_go_up_and_down() {
+        let memory = frames(4 * MIB);
+        let frame = memory
+            .frames()
+            .alloc(Owner::Anonymous, Urgency::Data)
+            .unwrap();
+        assert_eq!(memory.frames().count(frame), 0);
+        assert_eq!(memory.frames().add_to_count(frame, 2), 2);
+        assert_eq!(memory.frames().subtract_from_count(frame, 1), 1);
+        assert_eq!(memory.frames().owner(frame), Owner::Anonymous);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 64 }, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_frame_is_in_two_runs_and_all_come_back(
+            operations in prop::collection::vec((any::<bool>(), 0u32..11, any::<prop::sample::Index>()), 1..if cfg!(miri) { 40 } else { 600 })
+        ) {
+            let memory = frames(16 * MIB);
+            let frames: &Frames = memory.frames();
+            let before = frames.counts();
+            let mut runs: Vec<(Frame, u32)> = Vec::new();
+            for (is_alloc, order, index) in operations {
+                if is_alloc || runs.is_empty() {
+                    if let Ok(run) = frames.alloc_run(Owner::Anonymous, Urgency::Data, order) {
+                        for (other, other_order) in &runs {
+                            prop_assert!(run.0 + (1 << order) <= other.0 || other.0 + (1 << other_order) <= run.0);
+                        }
+                        runs.push((run, order));
+                    }
+                } else {
+                    let (run, order) = runs.swap_remove(index.index(runs.len()));
+                    frames.free_run(run, 1 << order, Owner::Anonymous);
+                }
+                let given: u64 = runs.iter().map(|(_, order)| 1 << order).sum();
+                prop_assert_eq!(frames.counts().anonymous, given);
+                prop_assert_eq!(frames.counts().free + given, before.total);
+            }
+            for (run, order) in runs {
+                frames.free_run(run, 1 << order, Owner::Anonymous);
+            }
+            prop_assert_eq!(frames.counts(), before);
+        }
+    }
+}

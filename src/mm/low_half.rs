@@ -1,0 +1,242 @@
+//! This machine's maps: the manager, what calls it from the vectors, and what a person sees of it.
+
+use super::addr::{PAGE_SIZE, VirtAddr};
+use super::describe::{What, write_maps};
+use super::fault::{Access, Fault, FaultError, FaultKind, Histogram};
+use super::frame::OutOfFrames;
+use super::machine::FRAMES;
+use super::manager::{MapError, MemoryMapManager};
+use crate::arch::aarch64::esr::{AbortKind, Attempt};
+use crate::arch::aarch64::mmu::HardwareMmu;
+use crate::arch::aarch64::page_table::PageTables;
+use crate::arch::aarch64::{
+    layout, mask_interrupts, pmu, timer, touch_program_stack, unmask_interrupts,
+};
+use crate::command::{COMMANDS, Command, SUCCESS, Status, USAGE};
+use crate::console::Writer;
+use crate::println;
+use crate::sync::SpinLock;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+use linkme::distributed_slice;
+use spin::Once;
+
+/// The manager of this machine's maps.
+pub type KernelMaps = MemoryMapManager<'static, PageTables<'static, HardwareMmu>>;
+
+static MAPS: Once<KernelMaps> = Once::new();
+
+/// Why the last fault that was not resolved was not, for its report.
+static LAST_FAILURE: SpinLock<Option<(VirtAddr, FaultError)>> = SpinLock::new(None);
+
+static IS_TIMING: AtomicBool = AtomicBool::new(false);
+static TIMES: SpinLock<Histogram> = SpinLock::new(Histogram::EMPTY);
+
+/// Gives the low half to the maps.
+pub(super) fn init() -> Result<(), OutOfFrames> {
+    let tables = PageTables::new(&FRAMES, HardwareMmu::new())?;
+    // SAFETY: the root stays with the manager, which is never dropped.
+    unsafe { HardwareMmu::install(tables.root()) };
+    // A thread's maps are its program's; programs of several threads map in the first.
+    let holder = || crate::thread::try_current().map_or(0, |thread| thread.id);
+    MAPS.call_once(|| MemoryMapManager::new(&FRAMES, tables, layout::MAPS).with_holder(holder));
+    Ok(())
+}
+
+/// The maps of this machine.
+///
+/// # Panics
+/// Before there are any, early at boot.
+pub fn maps() -> &'static KernelMaps {
+    touch_program_stack();
+    MAPS.get().expect("the maps are set up at boot")
+}
+
+/// Whether no lock is held that resolving a fault takes.
+#[cold]
+pub fn can_resolve_in_critical_section() -> bool {
+    MAPS.get().is_some_and(|maps| !maps.is_locked()) && !FRAMES.is_locked()
+}
+
+/// Resolves a failed access, if it is one that maps resolve. The caller, a handler whose state is saved, holds no lock
+/// that this takes; interrupts are let in meanwhile if they were before.
+#[inline]
+pub fn resolve(attempt: Attempt, kind: AbortKind, far: u64, are_masked: bool) -> bool {
+    let address = VirtAddr(far);
+    let kind = match kind {
+        AbortKind::Translation(level) => FaultKind::Translation(level),
+        AbortKind::Permission(level) => FaultKind::Permission(level),
+        AbortKind::AccessFlag(level) => FaultKind::AccessFlag(level),
+        _ => return false,
+    };
+    let Some(maps) = MAPS.get() else { return false };
+    if address >= layout::MAPS.end {
+        return false;
+    }
+    let access = match attempt {
+        Attempt::Read => Access::Read,
+        Attempt::Write => Access::Write,
+        Attempt::Execute => Access::Execute,
+    };
+    let fault = Fault {
+        address,
+        access,
+        kind,
+    };
+    if !are_masked {
+        unmask_interrupts();
+    }
+    let outcome = if IS_TIMING.load(Ordering::Relaxed) {
+        timed(|| maps.handle_fault(fault))
+    } else {
+        maps.handle_fault(fault)
+    };
+    mask_interrupts();
+    match outcome {
+        Ok(()) => true,
+        Err(error) => {
+            *LAST_FAILURE.lock() = Some((address, error));
+            false
+        }
+    }
+}
+
+/// A program's stack: an anonymous map with a guard page below it, unmapped on drop.
+#[derive(Debug)]
+pub struct ProgramStack {
+    end: VirtAddr,
+    length: u64,
+}
+
+impl ProgramStack {
+    /// One of `length` bytes, of which none is present.
+    pub fn new(length: u64) -> Result<Self, MapError> {
+        let end = maps().map_stack(length)?;
+        Ok(Self { end, length })
+    }
+
+    /// Where it begins, above its highest byte.
+    pub fn end(&self) -> VirtAddr {
+        self.end
+    }
+}
+
+impl Drop for ProgramStack {
+    fn drop(&mut self) {
+        let whole = self.length.next_multiple_of(PAGE_SIZE as u64) + PAGE_SIZE as u64;
+        // It fails only for want of memory to split a map; then the stack stays, and a line says so.
+        if let Err(error) = maps().remove(VirtAddr(self.end.0 - whole), whole) {
+            log::warn!("the stack below {} stays mapped: {error:?}", self.end);
+        }
+    }
+}
+
+/// Instructions where the processor counts them, else nanoseconds.
+fn moment() -> u64 {
+    match pmu::has_instructions() {
+        true => pmu::instructions(),
+        false => timer::ns_from_ticks(timer::now()),
+    }
+}
+
+#[cold]
+fn timed<R>(f: impl FnOnce() -> R) -> R {
+    let start = moment();
+    let result = f();
+    let duration = moment().wrapping_sub(start);
+    TIMES.lock().add(duration);
+    result
+}
+
+/// What the maps know about an address that a program crashed at.
+pub struct Explanation(pub VirtAddr);
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever crashed may hold either lock.
+        let failure = LAST_FAILURE.try_lock().and_then(|failure| *failure);
+        if let Some((address, error)) = failure
+            && address == self.0
+        {
+            write!(f, "\n    not resolved: {error}")?;
+        }
+        let object = MAPS.get().and_then(|maps| maps.try_find(self.0));
+        if let Some(object) = object {
+            let pages = object.pages();
+            let offset = self.0.0 - pages.start.start().0;
+            write!(
+                f,
+                "\n    the map from {} to {}, {}, {}, at {offset:#x} in it",
+                pages.start.start(),
+                pages.end.start(),
+                object.protection(),
+                What(&object),
+            )?;
+            if let Some(file) = object.file() {
+                let in_file = (file.first_block + offset / PAGE_SIZE as u64) * PAGE_SIZE as u64;
+                write!(
+                    f,
+                    "\n    byte {:#x} of the file",
+                    in_file + offset % PAGE_SIZE as u64
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[distributed_slice(COMMANDS)]
+static MAPS_COMMAND: Command = Command {
+    name: "maps",
+    arguments: "",
+    summary: "show the address space, map by map",
+    run: show_maps,
+};
+
+fn show_maps(arguments: &[&str]) -> Status {
+    if !arguments.is_empty() {
+        return crate::shell::usage("maps");
+    }
+    match write_maps(maps(), &mut Writer) {
+        Ok(()) => SUCCESS,
+        Err(fmt::Error) => crate::command::FAILURE,
+    }
+}
+
+#[distributed_slice(COMMANDS)]
+static FAULTS_COMMAND: Command = Command {
+    name: "faults",
+    arguments: "[time|stop]",
+    summary: "count faults by how they ended; `time` starts to time them, `stop` ends that",
+    run: show_faults,
+};
+
+fn show_faults(arguments: &[&str]) -> Status {
+    match arguments {
+        [] => {}
+        ["time"] => {
+            *TIMES.lock() = Histogram::EMPTY;
+            IS_TIMING.store(true, Ordering::Relaxed);
+            return SUCCESS;
+        }
+        ["stop"] => {
+            IS_TIMING.store(false, Ordering::Relaxed);
+            return SUCCESS;
+        }
+        _ => {
+            crate::shell::usage("faults");
+            return USAGE;
+        }
+    }
+    println!("{}", maps().fault_counts());
+    let unit = if pmu::has_instructions() {
+        "insn"
+    } else {
+        "ns"
+    };
+    let times = *TIMES.lock();
+    match times.write(&mut Writer, unit) {
+        Ok(()) => SUCCESS,
+        Err(fmt::Error) => crate::command::FAILURE,
+    }
+}

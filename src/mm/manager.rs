@@ -1,0 +1,1124 @@
+//! `MemoryMapManager`: all maps of the address space, and everything that can be asked of them.
+//!
+//! # Locking
+//!
+//! One spin lock is around the maps and the page table. Whatever may take long lets go of it between batches: nothing is
+//! kept across such a gap but page numbers, and whoever goes on looks the map up again. A map that is being removed is
+//! *dying* meanwhile: no fault finds it, and whoever wants its addresses waits in `settled`.
+//!
+//! | | may overlap with | because |
+//! | --- | --- | --- |
+//! | a fault | everything | it looks again after every gap |
+//! | `remove` | everything but a change of the same maps, which waits | the maps are dying |
+//! | `set_permissions` | everything | each batch applies what the maps say *then* |
+//! | `populate`, `clone_range` | everything | each batch looks up what it works on |
+//! | `remap`, `map_*` | nothing | done in one go |
+//!
+//! Maps themselves come from the kernel heap; the fault path never does: it draws on frames alone.
+
+use super::addr::{Frame, PAGE_SIZE, Page, VirtAddr};
+use super::fault::{FaultCounts, FaultError};
+use super::frame::{Frames, OutOfFrames, Owner, Urgency};
+use super::maps::Maps;
+use super::object::{
+    AnonymousMemoryMap, Backing, Condition, IoError, MappableFile, MemoryMappedFile,
+    MemoryMappedObject, Pattern, Sharing, SyncMode,
+};
+use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Run, Stores};
+use crate::sync::{SpinLock, SpinLockGuard, WaitQueue};
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::Range;
+
+/// Pages of a table: what long operations do at a time.
+const BATCH_PAGES: u64 = 512;
+
+/// Frames that must be free before a map is made or split: more than the heap takes for that.
+const HEAP_ROOM: u64 = 8;
+
+/// Why an operation on maps was not done. Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// A length of zero.
+    Empty,
+    /// An address or an offset that is not a multiple of the page.
+    Misaligned,
+    /// Addresses where no map may be: the null guard, past the end, or past the end of all numbers.
+    OutOfRange,
+    /// Something is mapped there.
+    Occupied,
+    /// Nothing, or not everything asked for, is mapped there.
+    NotMapped,
+    /// The pages are locked.
+    Locked,
+    /// No gap is large enough.
+    OutOfAddresses,
+    /// No memory for it.
+    OutOfFrames,
+    /// The map does not allow that.
+    Denied,
+    /// The file could not be read or written.
+    Io(IoError),
+}
+
+impl From<OutOfFrames> for MapError {
+    fn from(_: OutOfFrames) -> Self {
+        Self::OutOfFrames
+    }
+}
+
+impl From<FaultError> for MapError {
+    fn from(error: FaultError) -> Self {
+        match error {
+            FaultError::NoMapping | FaultError::PastEnd => Self::NotMapped,
+            FaultError::Denied | FaultError::Guard => Self::Denied,
+            FaultError::OutOfFrames => Self::OutOfFrames,
+            FaultError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "a length of zero",
+            Self::Misaligned => "not a multiple of the page",
+            Self::OutOfRange => "no map may be there",
+            Self::Occupied => "something is mapped there",
+            Self::NotMapped => "not all of it is mapped",
+            Self::Locked => "the pages are locked",
+            Self::OutOfAddresses => "no gap is large enough",
+            Self::OutOfFrames => "out of memory",
+            Self::Denied => "the map does not allow it",
+            Self::Io(error) => return error.fmt(f),
+        })
+    }
+}
+
+/// Where a map goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// Wherever there is room.
+    Anywhere,
+    /// There, if there is room, else anywhere.
+    Hint(VirtAddr),
+    /// There, in the place of whatever is there.
+    Fixed(VirtAddr),
+    /// There, if nothing is.
+    FixedNoReplace(VirtAddr),
+}
+
+/// What a program says about pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// How it will touch them.
+    Pattern(Pattern),
+    /// It will need them.
+    WillNeed,
+    /// It will not: anonymous memory is zeros again, a file's is read again.
+    DontNeed,
+    /// It has no use for what anonymous memory holds.
+    Free,
+}
+
+/// What a [`remap`](MemoryMapManager::remap) may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remap {
+    /// Grow or shrink where it is.
+    InPlace,
+    /// Move, if it cannot grow where it is.
+    MayMove,
+    /// Move there, where nothing may be.
+    To(VirtAddr),
+}
+
+/// What runs of writes look like.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Stream {
+    /// The page that comes next if the run goes on.
+    pub(super) next: u64,
+    /// How many faults the run has had.
+    pub(super) hits: u32,
+}
+
+pub(super) struct State<T> {
+    pub(super) maps: Maps,
+    pub(super) table: T,
+    pub(super) stream: Stream,
+    pub(super) counts: FaultCounts,
+}
+
+/// All maps of the address space, and the handler of its faults.
+pub struct MemoryMapManager<'f, T> {
+    pub(super) frames: &'f Frames,
+    pub(super) state: SpinLock<State<T>>,
+    /// Where those wait who need addresses that somebody is removing maps from.
+    settled: WaitQueue,
+    /// Who asks.
+    holder: fn() -> u64,
+}
+
+impl<'f, T: PageTable> MemoryMapManager<'f, T> {
+    /// No maps yet; they may be in `limits`.
+    pub fn new(frames: &'f Frames, table: T, limits: Range<VirtAddr>) -> Self {
+        let limits = limits.start.page().0..limits.end.page().0;
+        Self {
+            frames,
+            state: SpinLock::new(State {
+                maps: Maps::new(limits),
+                table,
+                stream: Stream::default(),
+                counts: FaultCounts::NONE,
+            }),
+            settled: WaitQueue::new(),
+            holder: || 0,
+        }
+    }
+
+    /// The same, with maps that belong to whoever `holder` names when they are made.
+    #[must_use]
+    pub fn with_holder(self, holder: fn() -> u64) -> Self {
+        Self { holder, ..self }
+    }
+
+    /// Maps `length` bytes that are zeros until they are written. Returns where.
+    pub fn map_anon(
+        &self,
+        placement: Placement,
+        length: u64,
+        protection: Protection,
+    ) -> Result<VirtAddr, MapError> {
+        let backing = Backing::Anonymous(AnonymousMemoryMap);
+        self.map(placement, length, protection, Condition::Live, backing)
+    }
+
+    /// Maps `length` bytes of `file` from `offset` on. Nothing is read until it is touched. Returns where.
+    pub fn map_file(
+        &self,
+        file: Arc<dyn MappableFile>,
+        placement: Placement,
+        length: u64,
+        protection: Protection,
+        offset: u64,
+        sharing: Sharing,
+    ) -> Result<VirtAddr, MapError> {
+        if !offset.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(MapError::Misaligned);
+        }
+        let backing = Backing::File(MemoryMappedFile {
+            file,
+            first_block: offset / PAGE_SIZE as u64,
+            sharing,
+        });
+        self.map(placement, length, protection, Condition::Live, backing)
+    }
+
+    fn map(
+        &self,
+        placement: Placement,
+        length: u64,
+        protection: Protection,
+        condition: Condition,
+        backing: Backing,
+    ) -> Result<VirtAddr, MapError> {
+        let len = pages_of(length)?;
+        loop {
+            let mut state = self.state.lock();
+            self.check_heap_room()?;
+            let Some(start) = place(&mut state.maps, placement, len)? else {
+                // Something is in the way, and may be replaced.
+                drop(state);
+                if let Placement::Fixed(address) = placement {
+                    self.remove_pages(address.page().0..address.page().0 + len)?;
+                }
+                continue;
+            };
+            let mut object =
+                MemoryMappedObject::new(start..start + len, protection, (self.holder)(), backing);
+            object.condition = condition;
+            state.maps.insert(object);
+            state.maps.merge(start);
+            state.maps.merge(start + len);
+            return Ok(Page(start).start());
+        }
+    }
+
+    /// Unmaps `length` bytes from `base` on, across borders of maps; returns how many maps it touched.
+    pub fn remove(&self, base: VirtAddr, length: u64) -> Result<usize, MapError> {
+        let range = self.range(base, length)?;
+        self.remove_pages(range)
+    }
+
+    /// Unmaps the map that starts at `base`, as a whole.
+    pub fn unmap(&self, base: VirtAddr) -> Result<(), MapError> {
+        let start = base.page().0;
+        let state = self.state.lock();
+        let object = state
+            .maps
+            .find(start)
+            .filter(|object| object.start == start);
+        let range = object.ok_or(MapError::NotMapped)?.start..object.map_or(start, |o| o.end);
+        drop(state);
+        self.remove_pages(range).map(|_| ())
+    }
+
+    /// Unmaps everything.
+    pub fn unmap_all(&self) -> Result<(), MapError> {
+        loop {
+            let state = self.state.lock();
+            let Some(first) = state.maps.all().next() else {
+                return Ok(());
+            };
+            let range = first.start..first.end;
+            drop(state);
+            self.remove_pages(range)?;
+        }
+    }
+
+    /// Unmaps what belongs to `holder`, who is gone.
+    pub fn remove_holder(&self, holder: u64) -> Result<(), MapError> {
+        let mut rest = 0..u64::MAX;
+        loop {
+            let state = self.state.lock();
+            let theirs = state.maps.all_in(&rest).find(|map| map.holder == holder);
+            let Some(range) = theirs.map(|map| map.start..map.end) else {
+                return Ok(());
+            };
+            drop(state);
+            rest.start = range.end;
+            self.remove_pages(range)?;
+        }
+    }
+
+    fn remove_pages(&self, range: Range<u64>) -> Result<usize, MapError> {
+        let mut state = self.lock_settled(&range);
+        // Maps that lie within are removed without memory; only cutting one takes some.
+        self.cut(&mut state, &range)?;
+        let mut touched = 0;
+        let mut removed = Removed::new();
+        let mut at = range.start;
+        while let Some(object) = state.maps.first_in(&(at..range.end)) {
+            let (start, end) = (object.start, object.end);
+            touched += 1;
+            let mut page = start;
+            loop {
+                page = state.take_out(self.frames, page..end, &mut removed)?;
+                if page >= end {
+                    break;
+                }
+                // It takes long. Let others in, who will not find the map any more.
+                state.maps.let_die(start);
+                drop(state);
+                state = self.state.lock();
+            }
+            state.maps.remove(start);
+            at = end;
+        }
+        drop(state);
+        self.settled.wake_all();
+        Ok(touched)
+    }
+
+    /// Changes the protection of what is mapped in a range, across borders of maps; returns how many maps it touched.
+    pub fn set_permissions(
+        &self,
+        base: VirtAddr,
+        length: u64,
+        protection: Protection,
+    ) -> Result<usize, MapError> {
+        let range = self.range(base, length)?;
+        let change = |object: &mut MemoryMappedObject| {
+            object.protection = protection;
+            object.condition = Condition::Live;
+        };
+        let touched = self.change(&range, change)?;
+        self.apply(range)?;
+        Ok(touched)
+    }
+
+    /// Makes every access to a range fault, whatever was there: it is gone.
+    pub fn guard(&self, base: VirtAddr, length: u64) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        self.change(&range, |object| object.condition = Condition::Guard)?;
+        self.drop_pages(&range, |_| true)
+    }
+
+    /// Maps a stack of `length` bytes with a guard page below it; returns where the stack begins, above its highest byte.
+    pub fn map_stack(&self, length: u64) -> Result<VirtAddr, MapError> {
+        let page = PAGE_SIZE as u64;
+        let length = pages_of(length)?
+            .checked_mul(page)
+            .and_then(|l| l.checked_add(page));
+        let length = length.ok_or(MapError::OutOfRange)?;
+        let base = self.map_anon(Placement::Anywhere, length, Protection::READ_WRITE)?;
+        if let Err(error) = self.guard(base, page) {
+            self.remove(base, length)?;
+            return Err(error);
+        }
+        Ok(VirtAddr(base.0 + length))
+    }
+
+    /// Whether the lock that faults take is held.
+    pub fn is_locked(&self) -> bool {
+        self.state.is_locked()
+    }
+
+    /// Whether any page of the range is mapped.
+    pub fn contains(&self, base: VirtAddr, length: u64) -> Result<bool, MapError> {
+        let range = self.range(base, length)?;
+        let state = self.state.lock();
+        Ok(!state.maps.is_free(&range))
+    }
+
+    /// Takes a program's advice.
+    pub fn advise(&self, base: VirtAddr, length: u64, advice: Advice) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        self.check_mapped(&range)?;
+        match advice {
+            Advice::Pattern(pattern) => {
+                self.change(&range, |object| object.pattern = pattern)?;
+                Ok(())
+            }
+            Advice::WillNeed => self.prime(range),
+            Advice::DontNeed | Advice::Free => {
+                let state = self.state.lock();
+                if state.maps.all_in(&range).any(|object| object.is_locked) {
+                    return Err(MapError::Locked);
+                }
+                drop(state);
+                let is_free = advice == Advice::Free;
+                self.drop_pages(&range, |object| !is_free || object.file().is_none())
+            }
+        }
+    }
+
+    /// Drops private copies of a file's pages, so that the range shows the file again.
+    pub fn invalidate(&self, base: VirtAddr, length: u64) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        self.drop_pages(&range, |object| object.file().is_some())
+    }
+
+    /// Keeps a range in memory: all of it is brought in now, and nothing lets go of it until [`unlock`](Self::unlock).
+    pub fn lock(&self, base: VirtAddr, length: u64) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        self.check_mapped(&range)?;
+        self.change(&range, |object| object.is_locked = true)?;
+        let populated = self.populate_pages(range.clone(), Access::Read);
+        if populated.is_err() {
+            self.change(&range, |object| object.is_locked = false)?;
+        }
+        populated
+    }
+
+    /// Takes [`lock`](Self::lock) back.
+    pub fn unlock(&self, base: VirtAddr, length: u64) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        self.change(&range, |object| object.is_locked = false)
+            .map(|_| ())
+    }
+
+    /// Brings a range in as if every page had been accessed.
+    pub fn populate(&self, base: VirtAddr, length: u64, access: Access) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        self.check_mapped(&range)?;
+        self.populate_pages(range, access)
+    }
+
+    fn populate_pages(&self, range: Range<u64>, access: Access) -> Result<(), MapError> {
+        for page in range {
+            let mut state = self.state.lock();
+            let is_present = state
+                .table
+                .find(Page(page))
+                .is_some_and(|p| p.allows(access));
+            drop(state);
+            if !is_present {
+                self.trap(Page(page).start(), access)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was stored to shared maps of files in a range to the files.
+    pub fn sync(&self, base: VirtAddr, length: u64, mode: SyncMode) -> Result<(), MapError> {
+        let mut rest = self.range(base, length)?;
+        loop {
+            let mut state = self.state.lock();
+            let Some(object) = state.maps.first_in(&rest) else {
+                return Ok(());
+            };
+            let part = object.start.max(rest.start)..object.end.min(rest.end);
+            let blocks =
+                object.block(part.start)..object.block(part.start) + (part.end - part.start);
+            let file = object
+                .file()
+                .filter(|file| file.sharing == Sharing::Shared)
+                .cloned();
+            if let Some(file) = &file {
+                // Every alias is write-protected first, so that a store during the write makes the page dirty again.
+                state.write_protect(&file.file, &blocks, self.frames)?;
+            }
+            drop(state);
+            if let Some(file) = file {
+                file.file.sync(blocks, mode).map_err(MapError::Io)?;
+            }
+            rest.start = part.end;
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Under memory pressure: lets go of the pages of files, but for private copies, so that the cache can evict them.
+    /// Returns how many.
+    pub fn compact(&self) -> u64 {
+        let mut let_go = 0;
+        let mut at = 0;
+        loop {
+            let mut state = self.state.lock();
+            let Some(object) = state.maps.first_in(&(at..u64::MAX)) else {
+                return let_go;
+            };
+            let (start, end) = (object.start.max(at), object.end);
+            let is_candidate = object.file().is_some() && !object.is_locked;
+            let batch = start..end.min(start + BATCH_PAGES);
+            at = batch.end;
+            if is_candidate {
+                let_go += state.let_go_of_file_pages(self.frames, batch);
+            } else {
+                at = end;
+            }
+        }
+    }
+
+    /// Registers the same maps again elsewhere: what is shared stays shared, what is private is copied when either side
+    /// stores to it. Returns where.
+    pub fn clone_range(
+        &self,
+        base: VirtAddr,
+        length: u64,
+        placement: Placement,
+    ) -> Result<VirtAddr, MapError> {
+        let range = self.range(base, length)?;
+        let len = range.end - range.start;
+        let mut state = self.lock_settled(&range);
+        self.check_heap_room()?;
+        if state.maps.is_free(&range) {
+            return Err(MapError::NotMapped);
+        }
+        let Some(to) = place(&mut state.maps, placement, len)? else {
+            return Err(MapError::Occupied);
+        };
+        // Sequence matters: each new map is found by its address alone, so one that is not there yet changes nothing.
+        let mut at = range.start;
+        while let Some(object) = state.maps.first_in(&(at..range.end)) {
+            let mut copy = object.clone();
+            if copy.start < range.start {
+                copy = copy.split(range.start);
+            }
+            if copy.end > range.end {
+                copy.split(range.end);
+            }
+            at = copy.end;
+            let moved = to + (copy.start - range.start);
+            copy.end = moved + (copy.end - copy.start);
+            copy.start = moved;
+            copy.is_locked = false;
+            copy.holder = (self.holder)();
+            state.maps.insert(copy);
+            if self.check_heap_room().is_err() {
+                drop(state);
+                self.remove_pages(to..to + len)?;
+                return Err(MapError::OutOfFrames);
+            }
+        }
+        drop(state);
+        let mut page = range.start;
+        while page < range.end {
+            let end = range.end.min(page + BATCH_PAGES);
+            let mut state = self.state.lock();
+            let shared = state.share_pages(self.frames, page..end, to + (page - range.start));
+            drop(state);
+            if let Err(error) = shared {
+                self.remove_pages(to..to + len)?;
+                return Err(error);
+            }
+            page = end;
+        }
+        Ok(Page(to).start())
+    }
+
+    /// Makes the map of `length` bytes at `base` one of `new_length`, with the same contents; returns where it is.
+    pub fn remap(
+        &self,
+        base: VirtAddr,
+        length: u64,
+        new_length: u64,
+        how: Remap,
+    ) -> Result<VirtAddr, MapError> {
+        let range = self.range(base, length)?;
+        let (len, new_len) = (range.end - range.start, pages_of(new_length)?);
+        self.check_mapped(&range)?;
+        if !matches!(how, Remap::To(_)) {
+            if new_len <= len {
+                if new_len < len {
+                    self.remove_pages(range.start + new_len..range.end)?;
+                }
+                return Ok(base);
+            }
+            if self.grow(&range, new_len)? {
+                return Ok(base);
+            }
+            if how == Remap::InPlace {
+                return Err(MapError::Occupied);
+            }
+        }
+        let placement = match how {
+            Remap::To(address) => Placement::FixedNoReplace(address),
+            _ => Placement::Anywhere,
+        };
+        if new_len < len {
+            self.remove_pages(range.start + new_len..range.end)?;
+        }
+        let kept = range.start..range.start + len.min(new_len);
+        self.relocate(kept, new_len, placement)
+    }
+
+    /// Lets the map that ends where `range` ends have `new_len` pages from the range's start, if nothing is in the way.
+    fn grow(&self, range: &Range<u64>, new_len: u64) -> Result<bool, MapError> {
+        let new_end = range
+            .start
+            .checked_add(new_len)
+            .ok_or(MapError::OutOfRange)?;
+        let mut state = self.lock_settled(&(range.start..new_end));
+        let new = range.end..new_end;
+        if !state.maps.may_hold(&new) || !state.maps.is_free(&new) {
+            return Ok(false);
+        }
+        let last = state.maps.find(range.end - 1).ok_or(MapError::NotMapped)?;
+        if last.end != range.end {
+            return Ok(false);
+        }
+        let start = last.start;
+        if let Some(object) = state.maps.at(start) {
+            object.end = new_end;
+        }
+        state.maps.merge(new_end);
+        Ok(true)
+    }
+
+    /// Moves maps and what is present in them.
+    fn relocate(
+        &self,
+        range: Range<u64>,
+        new_len: u64,
+        placement: Placement,
+    ) -> Result<VirtAddr, MapError> {
+        let mut state = self.lock_settled(&range);
+        self.cut(&mut state, &range)?;
+        let Some(to) = place(&mut state.maps, placement, new_len)? else {
+            return Err(MapError::Occupied);
+        };
+        if let Err(error) = state.prepare(&range, to) {
+            // The tables that were made are empty, and go again.
+            state.take_out(self.frames, to..to + new_len, &mut Removed::new())?;
+            return Err(error.into());
+        }
+        let mut at = range.start;
+        while let Some(object) = state.maps.first_in(&(at..range.end)) {
+            let (start, end, protection) = (object.start, object.end, object.protection);
+            state.move_pages(
+                self.frames,
+                start..end,
+                to + (start - range.start),
+                protection,
+            )?;
+            if let Some(mut object) = state.maps.remove(start) {
+                object.start = to + (start - range.start);
+                object.end = to + (end - range.start);
+                if end == range.end {
+                    object.end = to + new_len;
+                }
+                state.maps.insert(object);
+            }
+            at = end;
+        }
+        Ok(Page(to).start())
+    }
+
+    /// Calls `f` for each page of the range that is present.
+    pub fn residency(
+        &self,
+        base: VirtAddr,
+        length: u64,
+        mut f: impl FnMut(Page, Present),
+    ) -> Result<(), MapError> {
+        let range = self.range(base, length)?;
+        let mut at = range.start;
+        while at < range.end {
+            let mut batch = [None; 64];
+            let mut count = 0;
+            let state = self.state.lock();
+            while count < batch.len() {
+                let next = state.table.next_present(Page(at)..Page(range.end));
+                at = next.map_or(range.end, |(page, _)| page.0 + 1);
+                let Some(next) = next else { break };
+                batch[count] = Some(next);
+                count += 1;
+            }
+            drop(state);
+            for (page, present) in batch.into_iter().flatten() {
+                f(page, present);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first map at or above `at`, as it is now.
+    pub fn next_map(&self, at: VirtAddr) -> Option<MemoryMappedObject> {
+        let state = self.state.lock();
+        state.maps.first_in(&(at.page().0..u64::MAX)).cloned()
+    }
+
+    /// The map that `address` is in, unless the maps are locked.
+    pub fn try_find(&self, address: VirtAddr) -> Option<MemoryMappedObject> {
+        self.state.try_lock()?.maps.find(address.page().0).cloned()
+    }
+
+    /// How many maps there are.
+    pub fn len(&self) -> usize {
+        self.state.lock().maps.len()
+    }
+
+    /// Whether there is no map.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many faults there were, by how they ended.
+    pub fn fault_counts(&self) -> FaultCounts {
+        self.state.lock().counts
+    }
+
+    /// Lends the page table.
+    pub fn with_table<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.state.lock().table)
+    }
+
+    /// Panics where maps and page table contradict each other. Looks at everything.
+    pub fn check(&self) {
+        let state = self.state.lock();
+        state.maps.check();
+        let all = Page(0)..Page(1 << 36);
+        let mut at = all.start;
+        while let Some((page, present)) = state.table.next_present(at..all.end) {
+            let object = state.maps.find(page.0);
+            let object = object.unwrap_or_else(|| panic!("{page:?} is present, but in no map"));
+            let may_store = object.protection.allows(Access::Write);
+            assert!(
+                object.condition != Condition::Guard,
+                "{page:?} is present in a guard"
+            );
+            assert_eq!(
+                present.is_held,
+                object.protection == Protection::NONE,
+                "{page:?}"
+            );
+            assert!(may_store || !present.is_writable, "{page:?} is writable");
+            assert!(
+                object.protection.allows(Access::Execute) || !present.is_executable,
+                "{page:?} is executable"
+            );
+            let owner = self.frames.owner(present.frame);
+            match present.kind {
+                Kind::Own => assert_eq!(owner, Owner::Anonymous, "{page:?}"),
+                Kind::File => assert!(object.file().is_some(), "{page:?}"),
+                Kind::Zero => assert!(!present.is_writable, "{page:?}: the zero page is writable"),
+            }
+            if present.kind == Kind::Own && present.is_writable {
+                assert_eq!(
+                    self.frames.count(present.frame),
+                    0,
+                    "{page:?} is shared and writable"
+                );
+            }
+            at = Page(page.0 + 1);
+        }
+    }
+
+    fn range(&self, base: VirtAddr, length: u64) -> Result<Range<u64>, MapError> {
+        if !base.is_aligned(PAGE_SIZE as u64) {
+            return Err(MapError::Misaligned);
+        }
+        let start = base.page().0;
+        let range = start..start + pages_of(length)?;
+        match self.state.lock().maps.may_hold(&range) {
+            true => Ok(range),
+            false => Err(MapError::OutOfRange),
+        }
+    }
+
+    fn check_heap_room(&self) -> Result<(), MapError> {
+        match self.frames.has(HEAP_ROOM, Urgency::Kernel) {
+            true => Ok(()),
+            false => Err(MapError::OutOfFrames),
+        }
+    }
+
+    /// Every page of the range is in a map.
+    fn check_mapped(&self, range: &Range<u64>) -> Result<(), MapError> {
+        let state = self.state.lock();
+        let mut at = range.start;
+        for object in state.maps.all_in(range) {
+            if object.start > at || object.condition == Condition::Dying {
+                return Err(MapError::NotMapped);
+            }
+            at = object.end;
+        }
+        match at >= range.end {
+            true => Ok(()),
+            false => Err(MapError::NotMapped),
+        }
+    }
+
+    /// Locks, once nobody is removing maps in `range`.
+    fn lock_settled(&self, range: &Range<u64>) -> SpinLockGuard<'_, State<T>> {
+        let mut state = self.state.lock();
+        while state.maps.is_dying(range) {
+            state = self.settled.wait(state);
+        }
+        state
+    }
+
+    /// Makes borders of maps, and of what the table holds, of the ends of `range`.
+    fn cut(&self, state: &mut State<T>, range: &Range<u64>) -> Result<(), MapError> {
+        for at in [range.start, range.end] {
+            let is_inside = state.maps.find(at).is_some_and(|object| object.start < at);
+            if is_inside {
+                self.check_heap_room()?;
+                let is_block =
+                    at % BATCH_PAGES != 0 && state.table.find(Page(at)).is_some_and(|p| p.is_huge);
+                if is_block {
+                    state.table.prepare(Page(at))?;
+                }
+                state.maps.split(at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes every map in `range`, cut at its ends, and merges what is alike after that.
+    fn change(
+        &self,
+        range: &Range<u64>,
+        f: impl Fn(&mut MemoryMappedObject),
+    ) -> Result<usize, MapError> {
+        let mut state = self.lock_settled(range);
+        self.cut(&mut state, range)?;
+        let mut touched = 0;
+        let mut at = range.start;
+        while let Some(object) = state.maps.first_in(&(at..range.end)) {
+            let (start, end) = (object.start, object.end);
+            if let Some(object) = state.maps.at(start) {
+                f(object);
+            }
+            touched += 1;
+            state.maps.merge(start);
+            at = end;
+        }
+        state.maps.merge(range.end);
+        Ok(touched)
+    }
+
+    /// Gives what is present in `range` the protection its map has now.
+    fn apply(&self, range: Range<u64>) -> Result<(), MapError> {
+        let mut at = range.start;
+        loop {
+            let mut state = self.state.lock();
+            // Gaps and what was never touched are passed over at once.
+            let Some((page, _)) = state.table.next_present(Page(at)..Page(range.end)) else {
+                return Ok(());
+            };
+            let Some(object) = state.maps.find(page.0) else {
+                at = page.0 + 1;
+                continue;
+            };
+            let end = object
+                .end
+                .min(range.end)
+                .min((page.0 & !(BATCH_PAGES - 1)) + BATCH_PAGES);
+            let protection = object.protection;
+            state.table.protect(page..Page(end), protection)?;
+            at = end;
+            if at >= range.end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes what is present in the maps of `range` that `is_meant` says yes to; the maps stay.
+    fn drop_pages(
+        &self,
+        range: &Range<u64>,
+        is_meant: impl Fn(&MemoryMappedObject) -> bool,
+    ) -> Result<(), MapError> {
+        let mut removed = Removed::new();
+        let mut at = range.start;
+        loop {
+            let mut state = self.state.lock();
+            let Some(object) = state.maps.first_in(&(at..range.end)) else {
+                return Ok(());
+            };
+            let part = object.start.max(at)..object.end.min(range.end);
+            at = part.end;
+            if is_meant(object) {
+                at = state.take_out(self.frames, part, &mut removed)?;
+            }
+            if at >= range.end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts reading what files have in `range`.
+    fn prime(&self, range: Range<u64>) -> Result<(), MapError> {
+        let mut at = range.start;
+        while at < range.end {
+            let state = self.state.lock();
+            let Some(object) = state.maps.first_in(&(at..range.end)) else {
+                return Ok(());
+            };
+            at = at.max(object.start);
+            let Some(file) = object.file().cloned() else {
+                at = object.end;
+                continue;
+            };
+            let block = object.block(at);
+            drop(state);
+            file.file.prime(block).map_err(MapError::Io)?;
+            at += 1;
+        }
+        Ok(())
+    }
+}
+
+impl<T: PageTable> State<T> {
+    /// Removes what is present in `range`, all in one map, for some time; returns where it got to.
+    pub(super) fn take_out(
+        &mut self,
+        frames: &Frames,
+        range: Range<u64>,
+        removed: &mut Removed,
+    ) -> Result<u64, OutOfFrames> {
+        let Page(end) = self
+            .table
+            .remove(Page(range.start)..Page(range.end), removed)?;
+        // From here on no TLB translates to these frames.
+        for run in removed.drain() {
+            match run.kind {
+                Kind::Own => frames.unshare_run(run.frame, run.count),
+                Kind::File => self.unpin(run),
+                Kind::Zero => {}
+            }
+        }
+        Ok(end)
+    }
+
+    fn unpin(&self, run: Run) {
+        for page in run.page.0..run.page.0 + run.count {
+            if let Some(object) = self.maps.find(page)
+                && let Some(file) = object.file()
+            {
+                file.file.unpin_block(object.block(page));
+            }
+        }
+    }
+
+    /// Write-protects `blocks` of a file in every map of it.
+    fn write_protect(
+        &mut self,
+        file: &Arc<dyn MappableFile>,
+        blocks: &Range<u64>,
+        frames: &Frames,
+    ) -> Result<(), OutOfFrames> {
+        let mut at = 0;
+        let mut removed = Removed::new();
+        while let Some(object) = self.maps.first_in(&(at..u64::MAX)) {
+            at = object.end;
+            let Some(map) = object.file() else { continue };
+            if !Arc::ptr_eq(&map.file, file) || map.sharing != Sharing::Shared {
+                continue;
+            }
+            let offset = object.start.wrapping_sub(map.first_block);
+            let start = blocks
+                .start
+                .max(map.first_block)
+                .wrapping_add(offset)
+                .max(object.start);
+            let end = blocks
+                .end
+                .max(map.first_block)
+                .wrapping_add(offset)
+                .min(object.end);
+            // Removed, not changed: they come back by a fault, which tells a store from a load.
+            let mut page = start;
+            while page < end {
+                page = self.take_out(frames, page..end, &mut removed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes pages of the page cache in `range`, within one map.
+    fn let_go_of_file_pages(&mut self, frames: &Frames, range: Range<u64>) -> u64 {
+        let mut removed = Removed::new();
+        let mut let_go = 0;
+        let mut at = range.start;
+        while let Some((page, present)) = self.table.next_present(Page(at)..Page(range.end)) {
+            at = page.0 + 1;
+            if present.kind == Kind::File
+                && self
+                    .take_out(frames, page.0..page.0 + 1, &mut removed)
+                    .is_ok()
+            {
+                let_go += 1;
+            }
+        }
+        let_go
+    }
+
+    /// Shares private pages in `range` with the pages from `to` on, where the same maps are; stores to both fault.
+    fn share_pages(&mut self, frames: &Frames, range: Range<u64>, to: u64) -> Result<(), MapError> {
+        let mut at = range.start;
+        while let Some((page, present)) = self.table.next_present(Page(at)..Page(range.end)) {
+            at = page.0 + 1;
+            let target = to + (page.0 - range.start);
+            let (Some(source), Some(copy)) = (self.maps.find(page.0), self.maps.find(target))
+            else {
+                continue;
+            };
+            let is_settled =
+                source.condition == Condition::Live && copy.condition == Condition::Live;
+            let (protection, copy_protection) = (source.protection, copy.protection);
+            if present.kind != Kind::Own || !is_settled || self.table.find(Page(target)).is_some() {
+                continue;
+            }
+            // Counted first: a page that is shared is never writable.
+            frames.add_to_count(present.frame, 1);
+            let entered = self
+                .table
+                .enter(
+                    Page(target),
+                    1,
+                    present.frame,
+                    Kind::Own,
+                    copy_protection,
+                    Stores::Trap,
+                )
+                .and_then(|()| match present.is_writable {
+                    true => self.table.protect(page..Page(page.0 + 1), protection),
+                    false => Ok(()),
+                });
+            if let Err(error) = entered {
+                let is_entered = self.table.find(Page(target)).is_some();
+                if !is_entered {
+                    frames.subtract_from_count(present.frame, 1);
+                }
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the tables that moving what is present in `range` to `to` takes.
+    fn prepare(&mut self, range: &Range<u64>, to: u64) -> Result<(), OutOfFrames> {
+        let mut at = range.start;
+        while let Some((page, _)) = self.table.next_present(Page(at)..Page(range.end)) {
+            let target = to + (page.0 - range.start);
+            self.table.prepare(Page(target))?;
+            // On to the next table, here or there.
+            let here = BATCH_PAGES - page.0 % BATCH_PAGES;
+            let there = BATCH_PAGES - target % BATCH_PAGES;
+            at = page.0 + here.min(there);
+        }
+        Ok(())
+    }
+
+    /// Moves what is present in `range` to the pages from `to` on, whose tables are there.
+    fn move_pages(
+        &mut self,
+        frames: &Frames,
+        range: Range<u64>,
+        to: u64,
+        protection: Protection,
+    ) -> Result<(), OutOfFrames> {
+        let mut removed = Removed::new();
+        let mut at = range.start;
+        while at < range.end {
+            at = self
+                .table
+                .remove(Page(at)..Page(range.end), &mut removed)?
+                .0;
+            for run in removed.drain() {
+                let mut done = 0;
+                while done < run.count {
+                    let page = to + (run.page.0 + done - range.start);
+                    let frame = Frame(run.frame.0 + done);
+                    let is_group = page.is_multiple_of(16)
+                        && frame.0.is_multiple_of(16)
+                        && run.count - done >= 16;
+                    let count = if is_group { 16 } else { 1 };
+                    let is_shared = (frame.0..frame.0 + count)
+                        .any(|f| run.kind == Kind::File || frames.count(Frame(f)) > 0);
+                    let stores = if is_shared {
+                        Stores::Trap
+                    } else {
+                        Stores::Reach
+                    };
+                    self.table
+                        .enter(Page(page), count, frame, run.kind, protection, stores)?;
+                    done += count;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a map of `len` pages goes; `None` where something must be removed first.
+fn place(maps: &mut Maps, placement: Placement, len: u64) -> Result<Option<u64>, MapError> {
+    let address = match placement {
+        Placement::Anywhere => {
+            return maps.choose(len).map(Some).ok_or(MapError::OutOfAddresses);
+        }
+        Placement::Hint(address)
+        | Placement::Fixed(address)
+        | Placement::FixedNoReplace(address) => address,
+    };
+    let is_hint = matches!(placement, Placement::Hint(_));
+    let start = address.page().0;
+    let range = start..start + len;
+    let fault = if !address.is_aligned(PAGE_SIZE as u64) {
+        Some(MapError::Misaligned)
+    } else if !maps.may_hold(&range) {
+        Some(MapError::OutOfRange)
+    } else if !maps.is_free(&range) {
+        Some(MapError::Occupied)
+    } else {
+        None
+    };
+    match (fault, placement) {
+        (None, _) => Ok(Some(start)),
+        (Some(_), _) if is_hint => maps.choose(len).map(Some).ok_or(MapError::OutOfAddresses),
+        (Some(MapError::Occupied), Placement::Fixed(_)) => Ok(None),
+        (Some(fault), _) => Err(fault),
+    }
+}
+
+/// Pages that `length` bytes take.
+fn pages_of(length: u64) -> Result<u64, MapError> {
+    if length == 0 {
+        return Err(MapError::Empty);
+    }
+    Ok(length.div_ceil(PAGE_SIZE as u64))
+}

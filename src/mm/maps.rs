@@ -1,0 +1,239 @@
+//! All maps of the address space, by their first page: looked up, split, merged and placed in O(log n).
+
+use super::object::{Backing, Condition, MemoryMappedObject};
+use super::table::Protection;
+use alloc::collections::BTreeMap;
+use core::ops::Range;
+
+/// Pages of a 2 MiB block: maps that are large enough start at a multiple of it.
+const BLOCK: u64 = 512;
+
+/// What a fault in anonymous memory needs to know of the map it is in.
+#[derive(Clone, Copy)]
+pub(super) struct Hot {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) protection: Protection,
+    pub(super) is_random: bool,
+}
+
+/// The maps. They do not overlap.
+pub(super) struct Maps {
+    by_start: BTreeMap<u64, MemoryMappedObject>,
+    /// The anonymous map that was found last; emptied by every change.
+    last: Option<Hot>,
+    /// Where maps may be.
+    limits: Range<u64>,
+    /// Where maps are put that may be anywhere.
+    area: Range<u64>,
+    /// What was given back last: where the next map is tried first.
+    last_freed: Range<u64>,
+    /// Maps that are being removed.
+    dying: usize,
+}
+
+impl Maps {
+    pub(super) fn new(limits: Range<u64>) -> Self {
+        // The lower half of the addresses is left to those who ask for some.
+        let area = limits.start + (limits.end - limits.start) / 2..limits.end;
+        Self {
+            by_start: BTreeMap::new(),
+            last: None,
+            limits,
+            area,
+            last_freed: 0..0,
+            dying: 0,
+        }
+    }
+
+    /// Whether all of `range` lies where maps may be.
+    pub(super) fn may_hold(&self, range: &Range<u64>) -> bool {
+        self.limits.start <= range.start && range.end <= self.limits.end
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_start.len()
+    }
+
+    /// What a fault at `page` needs to know, if the map there is live and anonymous.
+    #[inline(always)]
+    pub(super) fn find_hot(&mut self, page: u64) -> Option<Hot> {
+        if let Some(hot) = self.last
+            && hot.start <= page
+            && page < hot.end
+        {
+            return Some(hot);
+        }
+        let object = self.find(page)?;
+        if object.condition != Condition::Live || !matches!(object.backing, Backing::Anonymous(_)) {
+            return None;
+        }
+        let hot = Hot {
+            start: object.start,
+            end: object.end,
+            protection: object.protection,
+            is_random: object.pattern == super::object::Pattern::Random,
+        };
+        self.last = Some(hot);
+        Some(hot)
+    }
+
+    /// The map that `page` is in.
+    pub(super) fn find(&self, page: u64) -> Option<&MemoryMappedObject> {
+        let (_, object) = self.by_start.range(..=page).next_back()?;
+        (page < object.end).then_some(object)
+    }
+
+    /// The map that starts at `start`, to be changed in anything but its place.
+    pub(super) fn at(&mut self, start: u64) -> Option<&mut MemoryMappedObject> {
+        self.last = None;
+        self.by_start.get_mut(&start)
+    }
+
+    /// The first map that has a page in `range`.
+    pub(super) fn first_in(&self, range: &Range<u64>) -> Option<&MemoryMappedObject> {
+        if range.is_empty() {
+            return None;
+        }
+        if let Some(object) = self.find(range.start) {
+            return Some(object);
+        }
+        let mut after = self.by_start.range(range.start..range.end);
+        after.next().map(|(_, object)| object)
+    }
+
+    /// All maps that have a page in `range`.
+    pub(super) fn all_in(&self, range: &Range<u64>) -> impl Iterator<Item = &MemoryMappedObject> {
+        let start = self.find(range.start).map_or(range.start, |o| o.start);
+        self.by_start
+            .range(start..range.end.max(start))
+            .map(|(_, object)| object)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &MemoryMappedObject> {
+        self.by_start.values()
+    }
+
+    /// Adds a map where there is none.
+    pub(super) fn insert(&mut self, object: MemoryMappedObject) {
+        self.last = None;
+        self.by_start.insert(object.start, object);
+    }
+
+    /// Takes the map that starts at `start` out; its addresses can be had again.
+    pub(super) fn remove(&mut self, start: u64) -> Option<MemoryMappedObject> {
+        self.last = None;
+        let object = self.by_start.remove(&start)?;
+        if object.condition == Condition::Dying {
+            self.dying -= 1;
+        }
+        if self.last_freed.end == object.start {
+            self.last_freed.end = object.end;
+        } else {
+            self.last_freed = object.start..object.end;
+        }
+        Some(object)
+    }
+
+    /// Lets nobody find the map that starts at `start` any more, while its pages are removed.
+    pub(super) fn let_die(&mut self, start: u64) {
+        if let Some(object) = self.at(start)
+            && object.condition != Condition::Dying
+        {
+            object.condition = Condition::Dying;
+            self.dying += 1;
+        }
+    }
+
+    /// Whether somebody is removing a map in `range`.
+    #[inline(always)]
+    pub(super) fn is_dying(&self, range: &Range<u64>) -> bool {
+        self.dying > 0
+            && self
+                .all_in(range)
+                .any(|object| object.condition == Condition::Dying)
+    }
+
+    /// Cuts the map that goes across `at` in two.
+    pub(super) fn split(&mut self, at: u64) {
+        let Some((start, object)) = self.by_start.range_mut(..at).next_back() else {
+            return;
+        };
+        if object.end > at {
+            debug_assert!(*start < at);
+            let rest = object.split(at);
+            self.insert(rest);
+        }
+    }
+
+    /// Makes one of the map that ends at `at` and the one that starts there, if they are alike.
+    pub(super) fn merge(&mut self, at: u64) {
+        // One way down the tree for both.
+        let mut down_from_here = self.by_start.range_mut(..=at);
+        let (Some((start, next)), Some((_, object))) =
+            (down_from_here.next_back(), down_from_here.next_back())
+        else {
+            return;
+        };
+        if *start == at && object.continues_with(next) {
+            object.end = next.end;
+            self.last = None;
+            self.by_start.remove(&at);
+        }
+    }
+
+    /// Whether no map has a page in `range`.
+    pub(super) fn is_free(&self, range: &Range<u64>) -> bool {
+        match self.by_start.range(..range.end).next_back() {
+            Some((_, object)) => object.end <= range.start,
+            None => true,
+        }
+    }
+
+    /// A place for `len` pages.
+    pub(super) fn choose(&mut self, len: u64) -> Option<u64> {
+        let alignment = if len >= BLOCK { BLOCK } else { 1 };
+        let is_in = |area: &Range<u64>, range: &Range<u64>| {
+            area.start <= range.start && range.end <= area.end
+        };
+        let start = self.last_freed.start.next_multiple_of(alignment);
+        let range = start..start.checked_add(len)?;
+        if range.end <= self.last_freed.end && is_in(&self.area, &range) && self.is_free(&range) {
+            self.last_freed.start = range.end;
+            return Some(start);
+        }
+        let top = match self.by_start.last_key_value() {
+            Some((_, object)) => object.end.max(self.area.start),
+            None => self.area.start,
+        };
+        let start = top.next_multiple_of(alignment);
+        let range = start..start.checked_add(len)?;
+        if is_in(&self.area, &range) {
+            return Some(start);
+        }
+        // All addresses were used once: now it takes a look at every gap.
+        let ends = self.by_start.values().map(|object| object.end);
+        core::iter::once(self.limits.start)
+            .chain(ends)
+            .filter_map(|end| {
+                let start = end.next_multiple_of(alignment);
+                Some(start..start.checked_add(len)?)
+            })
+            .find(|range| self.may_hold(range) && self.is_free(range))
+            .map(|range| range.start)
+    }
+
+    /// Panics where the maps overlap, are empty or lie outside.
+    pub(super) fn check(&self) {
+        let mut end = self.limits.start;
+        let mut dying = 0;
+        for (start, object) in &self.by_start {
+            assert_eq!(*start, object.start);
+            assert!(object.start >= end && object.end > object.start);
+            assert!(object.end <= self.limits.end);
+            end = object.end;
+            dying += usize::from(object.condition == Condition::Dying);
+        }
+        assert_eq!(dying, self.dying);
+    }
+}

@@ -1,0 +1,30 @@
+//! Memory: frames, the heap, maps and the fault path.
+
+pub mod addr;
+pub mod describe;
+pub mod fault;
+pub mod frame;
+pub mod heap;
+pub mod manager;
+mod maps;
+pub mod object;
+pub mod table;
+mod trap;
+
+#[cfg(target_os = "none")]
+mod bench;
+#[cfg(target_os = "none")]
+mod low_half;
+#[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
+mod programs;
+#[cfg(target_os = "none")]
+pub use low_half::{
+    Explanation, KernelMaps, ProgramStack, can_resolve_in_critical_section, maps, resolve,
+};
+#[cfg(target_os = "none")]
+pub use machine::{
+    FRAMES, Summary, alloc_kernel_frame, alloc_table_frame, free_frames, free_kernel_frame, init,
+    used_bytes,
+};

@@ -1,0 +1,219 @@
+//! One map: a run of pages, what they allow, and what stands behind them.
+
+use super::addr::{Frame, Page};
+use super::table::Protection;
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::Range;
+
+/// Why a file's page could not be had, or could not be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoError {
+    /// The device failed to read or write.
+    Device,
+    /// The device did not answer in time.
+    TimedOut,
+    /// The file system has no room for the page.
+    NoSpace,
+    /// The file cannot be written.
+    ReadOnly,
+}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "the device reports an error",
+            Self::TimedOut => "the device does not answer",
+            Self::NoSpace => "no space is left on the file system",
+            Self::ReadOnly => "the file cannot be written",
+        })
+    }
+}
+
+/// Where a page of a file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// In this frame, which stays until it is unpinned.
+    Resident(Frame),
+    /// On its way: somebody else reads it.
+    Busy,
+    /// On the disk only.
+    Absent,
+    /// Nowhere: the file is shorter.
+    PastEnd,
+}
+
+/// What is to have happened when a [`sync`](MappableFile::sync) returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SyncMode {
+    /// The device has the pages.
+    Wait,
+    /// The pages are on their way.
+    Start,
+}
+
+/// What a file must offer to be mapped. Blocks are pages of the file, by number.
+///
+/// What says "does not wait" is called with the maps locked: it takes no lock that is held while memory is touched that
+/// may fault, or during I/O.
+pub trait MappableFile: Send + Sync {
+    /// What a person calls it.
+    fn name(&self) -> &str;
+    /// Looks the block up, and pins it where it is resident. Does not wait.
+    fn pin_block(&self, block: u64) -> Lookup;
+    /// Takes one pin away. Does not wait.
+    fn unpin_block(&self, block: u64);
+    /// Notes that the block, which is pinned, is about to be written, and that there will be room for it. Does not wait.
+    fn dirty_block(&self, block: u64) -> Result<(), IoError>;
+    /// Brings the block into memory, or waits while somebody else does.
+    fn prime(&self, block: u64) -> Result<(), IoError>;
+    /// Writes what is dirty in `blocks` to the device.
+    fn sync(&self, blocks: Range<u64>, mode: SyncMode) -> Result<(), IoError>;
+}
+
+/// How stores to a map of a file relate to the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// They are stores to the file.
+    Shared,
+    /// Each page that is stored to becomes a copy; the file never sees it.
+    CopyOnWrite,
+}
+
+/// What a program says it will do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pattern {
+    /// Nothing in particular.
+    Normal,
+    /// Touch pages in no order: one at a time is enough.
+    Random,
+    /// Touch pages in ascending order.
+    Sequential,
+}
+
+/// Memory with no file behind it: zeros until written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AnonymousMemoryMap;
+
+/// A run of a file's pages.
+#[derive(Clone)]
+pub struct MemoryMappedFile {
+    /// The file; the map keeps it alive.
+    pub file: Arc<dyn MappableFile>,
+    /// The block that the map's first page shows.
+    pub first_block: u64,
+    /// How stores relate to it.
+    pub sharing: Sharing,
+}
+
+/// What stands behind a map.
+#[derive(Clone)]
+pub enum Backing {
+    /// Nothing.
+    Anonymous(AnonymousMemoryMap),
+    /// A file.
+    File(MemoryMappedFile),
+}
+
+/// Whether the map can be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// Yes.
+    Live,
+    /// Every access is a fault, whatever its protection says.
+    Guard,
+    /// It is being removed: nobody finds it, but its addresses are still taken.
+    Dying,
+}
+
+/// One map.
+#[derive(Clone)]
+pub struct MemoryMappedObject {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) protection: Protection,
+    pub(super) pattern: Pattern,
+    pub(super) condition: Condition,
+    pub(super) is_locked: bool,
+    /// Whose it is, so that it goes when they do.
+    pub(super) holder: u64,
+    pub(super) backing: Backing,
+}
+
+impl MemoryMappedObject {
+    pub(super) fn new(
+        pages: Range<u64>,
+        protection: Protection,
+        holder: u64,
+        backing: Backing,
+    ) -> Self {
+        Self {
+            holder,
+            start: pages.start,
+            end: pages.end,
+            protection,
+            pattern: Pattern::Normal,
+            condition: Condition::Live,
+            is_locked: false,
+            backing,
+        }
+    }
+
+    /// The pages it covers.
+    pub fn pages(&self) -> Range<Page> {
+        Page(self.start)..Page(self.end)
+    }
+
+    /// What it allows.
+    pub fn protection(&self) -> Protection {
+        self.protection
+    }
+
+    /// The file behind it, if there is one.
+    pub fn file(&self) -> Option<&MemoryMappedFile> {
+        match &self.backing {
+            Backing::Anonymous(_) => None,
+            Backing::File(file) => Some(file),
+        }
+    }
+
+    /// The block of its file that `page` shows.
+    pub(super) fn block(&self, page: u64) -> u64 {
+        match &self.backing {
+            Backing::Anonymous(_) => 0,
+            Backing::File(file) => file.first_block + (page - self.start),
+        }
+    }
+
+    /// Takes what lies from `at` on away, as a map of its own.
+    pub(super) fn split(&mut self, at: u64) -> Self {
+        debug_assert!(self.start < at && at < self.end);
+        let mut rest = self.clone();
+        rest.start = at;
+        if let Backing::File(file) = &mut rest.backing {
+            file.first_block += at - self.start;
+        }
+        self.end = at;
+        rest
+    }
+
+    /// Whether `next`, which begins where this one ends, is more of the same.
+    pub(super) fn continues_with(&self, next: &Self) -> bool {
+        self.end == next.start
+            && self.protection == next.protection
+            && self.pattern == next.pattern
+            && self.condition == next.condition
+            && self.is_locked == next.is_locked
+            && self.holder == next.holder
+            && self.condition != Condition::Dying
+            && match (&self.backing, &next.backing) {
+                (Backing::Anonymous(_), Backing::Anonymous(_)) => true,
+                (Backing::File(file), Backing::File(other)) => {
+                    Arc::ptr_eq(&file.file, &other.file)
+                        && file.sharing == other.sharing
+                        && file.first_block + (self.end - self.start) == other.first_block
+                }
+                _ => false,
+            }
+    }
+}

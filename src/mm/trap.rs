@@ -1,0 +1,425 @@
+//! The fault path: an access failed; make it succeed, or say why not.
+//!
+//! ```text
+//!  handle_fault
+//!   |  what does the table hold?
+//!   |-- the access is allowed by now: somebody else was faster, a success
+//!   |-- a store to a page whose map allows stores: the entry says all that is needed, no map is looked up
+//!   |     zeros -> fresh page    shared -> copy    ours alone -> writable again    file -> dirty, or copy
+//!   '-- nothing: find the map, does it allow the access?
+//!         anonymous: load -> zeros around it; store -> fresh page, group or block
+//!         file:      lookup in the page cache
+//!           Resident -> enter it and those around it
+//!           Busy, Absent -> let go of the lock, wait or read, and look again from the top
+//! ```
+//!
+//! Nothing is entered before its bytes are right. Frames are for data ([`Urgency::Data`]) or for tables (critical); the
+//! heap is not used. While the lock is open the file is kept alive by a count of it, whatever becomes of its map.
+
+use super::addr::{Frame, Page, VirtAddr};
+use super::fault::{Fault, FaultError, FaultKind, Outcome};
+use super::frame::{BLOCK_ORDER, Frames, OutOfFrames, Owner, Urgency};
+use super::manager::{MemoryMapManager, State};
+use super::maps::Hot;
+use super::object::{Condition, Lookup, MemoryMappedFile, MemoryMappedObject, Pattern, Sharing};
+use super::table::{Access, Kind, PageTable, Present, Protection, Stores};
+use crate::arch::page;
+use crate::sync::SpinLockGuard;
+use core::ops::Range;
+
+/// Pages of a group that writes in ascending order get at once: 64 KiB.
+const GROUP_ORDER: u32 = 4;
+const GROUP: u64 = 1 << GROUP_ORDER;
+const BLOCK: u64 = 1 << BLOCK_ORDER;
+
+/// Faults in ascending order before blocks are given.
+const BLOCK_FROM: u32 = 32;
+
+/// Pages of a file that are entered with one that was touched, if they are resident.
+const FILE_AROUND: u64 = 16;
+
+impl From<OutOfFrames> for FaultError {
+    fn from(_: OutOfFrames) -> Self {
+        Self::OutOfFrames
+    }
+}
+
+/// How far a fault got with the lock held.
+enum Step {
+    Done(Outcome),
+    /// The block must be read, or somebody reads it: not with the lock held.
+    Wait(MemoryMappedFile, u64),
+    /// A block of memory would do, and must be zeroed: not with the lock held.
+    Block(Hot),
+}
+
+impl<T: PageTable> MemoryMapManager<'_, T> {
+    /// Resolves `fault`, so that the instruction can run again.
+    #[inline]
+    pub fn handle_fault(&self, fault: Fault) -> Result<(), FaultError> {
+        if let FaultKind::AccessFlag(_) = fault.kind {
+            // The entry is right but for its access flag.
+            let mut state = self.state.lock();
+            state.table.refresh(fault.address.page());
+            state.counts.count(Outcome::Spurious);
+            return Ok(());
+        }
+        self.trap(fault.address, fault.access)
+    }
+
+    /// Makes an access to `address` succeed, or says why it cannot.
+    #[inline]
+    pub fn trap(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+        let page = address.page();
+        loop {
+            let mut state = self.state.lock();
+            match state.step(self.frames, page, access) {
+                Ok(Step::Done(outcome)) => {
+                    state.counts.count(outcome);
+                    return Ok(());
+                }
+                Ok(Step::Wait(file, block)) => {
+                    drop(state);
+                    if let Err(error) = file.file.prime(block) {
+                        self.state.lock().counts.count(Outcome::Failed);
+                        return Err(FaultError::Io(error));
+                    }
+                }
+                Ok(Step::Block(hot)) => {
+                    drop(state);
+                    if self.enter_block(page, hot) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    state.counts.count(Outcome::Failed);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Gives the map that `hot` describes a block at `page`; `false` where that is not to be, by now.
+    #[cold]
+    fn enter_block(&self, page: Page, hot: Hot) -> bool {
+        let block = self
+            .frames
+            .alloc_run(Owner::Anonymous, Urgency::Data, BLOCK_ORDER);
+        if let Ok(first) = block {
+            // SAFETY: the frames are ours, and nobody else knows them.
+            unsafe { page::zero(self.frames.pointer(first), BLOCK as usize) };
+            let mut state = self.state.lock();
+            if state.enter_block(page, first, &hot) {
+                return true;
+            }
+            drop(state);
+            self.frames.free_run(first, BLOCK, Owner::Anonymous);
+        }
+        // What is left is a group or a page.
+        self.end_stream(self.state.lock());
+        false
+    }
+
+    fn end_stream(&self, mut state: SpinLockGuard<'_, State<T>>) {
+        state.stream.hits = 1;
+    }
+}
+
+impl<T: PageTable> State<T> {
+    #[inline(always)]
+    fn step(&mut self, frames: &Frames, page: Page, access: Access) -> Result<Step, FaultError> {
+        if let Some(present) = self.table.find(page) {
+            return self.step_present(frames, page, access, present);
+        }
+        let Some(hot) = self.maps.find_hot(page.0) else {
+            return self.step_elsewhere(frames, page, access);
+        };
+        if !hot.protection.allows(access) {
+            return Err(FaultError::Denied);
+        }
+        if access == Access::Write {
+            return self.fresh(frames, page, Some(hot), hot.protection);
+        }
+        self.table
+            .enter_zero(page, Page(hot.start)..Page(hot.end), hot.protection)?;
+        Ok(Step::Done(Outcome::Zero))
+    }
+
+    #[inline(always)]
+    fn step_present(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        access: Access,
+        present: Present,
+    ) -> Result<Step, FaultError> {
+        if present.allows(access) {
+            self.table.refresh(page);
+            return Ok(Step::Done(Outcome::Spurious));
+        }
+        if access != Access::Write || !present.may_store || present.is_held {
+            return Err(FaultError::Denied);
+        }
+        match present.kind {
+            Kind::Zero => {
+                let is_run = self.stream.next == page.0;
+                let hot = if is_run {
+                    self.maps.find_hot(page.0)
+                } else {
+                    None
+                };
+                let protection = protection_of(&present);
+                self.fresh(frames, page, hot, protection)
+            }
+            Kind::Own if frames.count(present.frame) == 0 => {
+                self.table.allow_stores(page)?;
+                Ok(Step::Done(Outcome::Reused))
+            }
+            Kind::Own => {
+                self.copy(frames, page, &present)?;
+                // The table has forgotten the old frame: the others' count of it is all there is now.
+                frames.subtract_from_count(present.frame, 1);
+                Ok(Step::Done(Outcome::Copied))
+            }
+            Kind::File => self.store_to_file(frames, page, &present),
+        }
+    }
+
+    /// Where no live anonymous map is: a file's, a guard, or nothing.
+    #[cold]
+    fn step_elsewhere(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        access: Access,
+    ) -> Result<Step, FaultError> {
+        let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
+        match object.condition {
+            Condition::Dying => return Err(FaultError::NoMapping),
+            Condition::Guard => return Err(FaultError::Guard),
+            Condition::Live => {}
+        }
+        if !object.protection.allows(access) {
+            return Err(FaultError::Denied);
+        }
+        let Some(file) = object.file().cloned() else {
+            return Err(FaultError::NoMapping);
+        };
+        let block = object.block(page.0);
+        match file.file.pin_block(block) {
+            Lookup::PastEnd => Err(FaultError::PastEnd),
+            Lookup::Busy | Lookup::Absent => Ok(Step::Wait(file, block)),
+            Lookup::Resident(frame) => {
+                let object = object.clone();
+                let entered = self.enter_file(frames, page, access, frame, &object, &file);
+                if entered.is_err() {
+                    file.file.unpin_block(block);
+                }
+                entered
+            }
+        }
+    }
+
+    /// Enters a block that is pinned; the entry keeps the pin, unless the block is copied.
+    fn enter_file(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        access: Access,
+        frame: Frame,
+        object: &MemoryMappedObject,
+        file: &MemoryMappedFile,
+    ) -> Result<Step, FaultError> {
+        let block = object.block(page.0);
+        let protection = object.protection;
+        if access != Access::Write {
+            self.table
+                .enter(page, 1, frame, Kind::File, protection, Stores::Trap)?;
+            if object.pattern != Pattern::Random {
+                self.enter_file_around(page, object, file);
+            }
+            return Ok(Step::Done(Outcome::File));
+        }
+        match file.sharing {
+            Sharing::Shared => {
+                file.file.dirty_block(block).map_err(FaultError::Io)?;
+                self.table
+                    .enter(page, 1, frame, Kind::File, protection, Stores::Reach)?;
+                Ok(Step::Done(Outcome::FileDirty))
+            }
+            Sharing::CopyOnWrite => {
+                self.enter_copy(frames, page, frame, protection)?;
+                file.file.unpin_block(block);
+                Ok(Step::Done(Outcome::Copied))
+            }
+        }
+    }
+
+    /// Enters what is resident after `page`: a fault saved each. Whatever goes wrong, they can still fault.
+    fn enter_file_around(
+        &mut self,
+        page: Page,
+        object: &MemoryMappedObject,
+        file: &MemoryMappedFile,
+    ) {
+        for next in page.0 + 1..(page.0 + FILE_AROUND).min(object.end) {
+            if self.table.find(Page(next)).is_some() {
+                return;
+            }
+            let block = object.block(next);
+            let Lookup::Resident(frame) = file.file.pin_block(block) else {
+                return;
+            };
+            let entered = self.table.enter(
+                Page(next),
+                1,
+                frame,
+                Kind::File,
+                object.protection,
+                Stores::Trap,
+            );
+            if entered.is_err() {
+                file.file.unpin_block(block);
+                return;
+            }
+        }
+    }
+
+    /// A store to a block that is entered for loads.
+    fn store_to_file(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        present: &Present,
+    ) -> Result<Step, FaultError> {
+        let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
+        let file = object.file().ok_or(FaultError::NoMapping)?.clone();
+        let block = object.block(page.0);
+        match file.sharing {
+            Sharing::Shared => {
+                file.file.dirty_block(block).map_err(FaultError::Io)?;
+                self.table.allow_stores(page)?;
+                Ok(Step::Done(Outcome::FileDirty))
+            }
+            Sharing::CopyOnWrite => {
+                self.copy(frames, page, present)?;
+                file.file.unpin_block(block);
+                Ok(Step::Done(Outcome::Copied))
+            }
+        }
+    }
+
+    /// Puts a copy in the place of what is present.
+    fn copy(&mut self, frames: &Frames, page: Page, present: &Present) -> Result<(), OutOfFrames> {
+        self.enter_copy(frames, page, present.frame, protection_of(present))
+    }
+
+    fn enter_copy(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        from: Frame,
+        protection: Protection,
+    ) -> Result<(), OutOfFrames> {
+        let copy = frames.alloc(Owner::Anonymous, Urgency::Data)?;
+        // SAFETY: the new frame is ours; the old one stays what it is while its entry, or the caller's pin, is there.
+        unsafe { page::copy(frames.pointer(copy), frames.pointer(from)) };
+        let entered = self
+            .table
+            .enter(page, 1, copy, Kind::Own, protection, Stores::Reach);
+        if entered.is_err() {
+            frames.free(copy, Owner::Anonymous);
+        }
+        entered
+    }
+
+    /// Puts a page of zeros that is the map's own where nothing or zeros are; several, where stores come in ascending
+    /// order and it is known how far the map goes.
+    #[inline(always)]
+    fn fresh(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        hot: Option<Hot>,
+        protection: Protection,
+    ) -> Result<Step, FaultError> {
+        let is_run = self.stream.next == page.0;
+        self.stream.hits = if is_run { self.stream.hits + 1 } else { 0 };
+        self.stream.next = page.0 + 1;
+        if is_run
+            && page.0.is_multiple_of(GROUP)
+            && let Some(hot) = hot
+            && page.0 + GROUP <= hot.end
+            && !hot.is_random
+        {
+            if self.stream.hits >= BLOCK_FROM
+                && page.0.is_multiple_of(BLOCK)
+                && page.0 + BLOCK <= hot.end
+                && self.table.is_block_free(page)
+            {
+                return Ok(Step::Block(hot));
+            }
+            if self.fresh_group(frames, page, protection) {
+                self.stream.next = page.0 + GROUP;
+                return Ok(Step::Done(Outcome::FreshGroup));
+            }
+        }
+        let frame = frames.alloc(Owner::Anonymous, Urgency::Data)?;
+        // SAFETY: the frame is ours, and nobody else knows it.
+        unsafe { page::zero(frames.pointer(frame), 1) };
+        if let Err(error) = self
+            .table
+            .enter(page, 1, frame, Kind::Own, protection, Stores::Reach)
+        {
+            frames.free(frame, Owner::Anonymous);
+            return Err(error.into());
+        }
+        Ok(Step::Done(Outcome::Fresh))
+    }
+
+    /// Whether a whole group could be given.
+    fn fresh_group(&mut self, frames: &Frames, page: Page, protection: Protection) -> bool {
+        if !self.table.is_replaceable(page, GROUP) {
+            return false;
+        }
+        let Ok(first) = frames.alloc_run(Owner::Anonymous, Urgency::Data, GROUP_ORDER) else {
+            return false;
+        };
+        // SAFETY: the frames are ours, and nobody else knows them.
+        unsafe { page::zero(frames.pointer(first), GROUP as usize) };
+        let entered = self
+            .table
+            .enter(page, GROUP, first, Kind::Own, protection, Stores::Reach);
+        if entered.is_err() {
+            frames.free_run(first, GROUP, Owner::Anonymous);
+        }
+        entered.is_ok()
+    }
+
+    /// Enters a block that was zeroed while the lock was open, if the map is still there and nothing is in the way.
+    fn enter_block(&mut self, page: Page, first: Frame, hot: &Hot) -> bool {
+        let block: Range<u64> = page.0..page.0 + BLOCK;
+        let is_same = self.maps.find_hot(page.0).is_some_and(|now| {
+            now.start <= block.start && block.end <= now.end && now.protection == hot.protection
+        });
+        if !is_same || !self.table.is_block_free(page) {
+            return false;
+        }
+        let entered =
+            self.table
+                .enter(page, BLOCK, first, Kind::Own, hot.protection, Stores::Reach);
+        if entered.is_ok() {
+            self.stream.next = block.end;
+            self.counts.count(Outcome::FreshBlock);
+        }
+        entered.is_ok()
+    }
+}
+
+/// What the map of a present page that allows stores allows.
+fn protection_of(present: &Present) -> Protection {
+    match present.is_executable {
+        true => Protection::READ_WRITE_EXECUTE,
+        false => Protection::READ_WRITE,
+    }
+}

@@ -1,0 +1,236 @@
+//! Damaged and hostile images: an error or wrong bytes, never a panic, a hang, or an access outside.
+//!
+//! `PINFOLD_MUTATIONS=1000000 cargo test --release --test fs_ext4_hostile` is the long run.
+
+mod common;
+
+use common::{OPTION_SETS, Scratch, campaign, mkfs, mount};
+use pinfold::fs::ext4::Access;
+use pinfold::fs::ram_disk::RamDisk;
+use pinfold::fs::sim_disk::Random;
+use pinfold::fs::{Cursor, FileId, FileKind, FileSystem, FsError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Looks at everything that can be reached, going on after errors.
+fn walk(fs: &dyn FileSystem) {
+    let mut seen = BTreeSet::new();
+    let mut waiting = vec![fs.root()];
+    while let Some(directory) = waiting.pop() {
+        let mut cursor = Cursor::default();
+        while let Ok(entries) = fs.read_directory(directory, &mut cursor) {
+            if entries.is_empty() || seen.len() > 500 {
+                break;
+            }
+            for entry in entries {
+                let _ = fs.lookup(directory, &entry.name);
+                if seen.insert(entry.file) {
+                    look_at(fs, entry.file, &mut waiting);
+                }
+            }
+        }
+    }
+}
+
+fn look_at(fs: &dyn FileSystem, file: FileId, waiting: &mut Vec<FileId>) {
+    let Ok(attributes) = fs.attributes(file) else {
+        return;
+    };
+    match attributes.kind {
+        FileKind::Directory => waiting.push(file),
+        FileKind::Symlink => {
+            let _ = fs.read_link(file);
+        }
+        _ => {
+            let mut bytes = [0; 10_000];
+            for offset in [
+                0,
+                attributes.size / 2,
+                attributes.size.saturating_sub(1),
+                1 << 40,
+            ] {
+                let _ = fs.read_at(file, offset, &mut bytes);
+                let _ = fs.map(file, offset, 1 << 20);
+            }
+        }
+    }
+}
+
+/// Changes what can be changed, going on after errors.
+fn change(fs: &dyn FileSystem, random: &mut Random) {
+    let mut places = vec![
+        (fs.root(), b"sparse".to_vec()),
+        (fs.root(), b"link".to_vec()),
+    ];
+    if let Ok(directory) = fs.lookup(fs.root(), b"directory") {
+        let mut cursor = Cursor::default();
+        while let Ok(entries) = fs.read_directory(directory, &mut cursor) {
+            if entries.is_empty() || places.len() > 300 {
+                break;
+            }
+            places.extend(entries.into_iter().map(|entry| (directory, entry.name)));
+        }
+    }
+    for _ in 0..12 {
+        let (directory, name) = &places[random.below(places.len() as u64) as usize];
+        let number = random.next_u64().to_string().repeat(5);
+        let _ = match random.below(7) {
+            0 => fs.unlink(*directory, name),
+            1 => fs
+                .create(*directory, number.as_bytes(), FileKind::File, 0o644)
+                .map(drop),
+            2 => fs
+                .create(*directory, number.as_bytes(), FileKind::Directory, 0o755)
+                .map(drop),
+            3 => fs.rename(*directory, name, fs.root(), number.as_bytes()),
+            4 => fs.remove_directory(*directory, name),
+            _ => fs
+                .lookup(*directory, name)
+                .and_then(|file| match random.below(3) {
+                    0 => fs.set_len(file, random.below(5_000_000)),
+                    _ => fs.write_at(file, random.below(5_000_000), &[3; 10_000]),
+                }),
+        };
+    }
+    let _ = fs.sync();
+}
+
+fn source() -> Scratch {
+    let scratch = Scratch::new();
+    std::fs::create_dir_all(scratch.0.join("directory/below")).unwrap();
+    for i in 0..150 {
+        let name = format!("directory/file number {i:03} with a long name");
+        std::fs::write(scratch.0.join(name), vec![i as u8; i * 50]).unwrap();
+    }
+    let sparse = std::fs::File::create(scratch.0.join("sparse")).unwrap();
+    for i in 0..40 {
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", i * 100_000).unwrap();
+    }
+    std::os::unix::fs::symlink("x".repeat(100), scratch.0.join("link")).unwrap();
+    scratch
+}
+
+/// The blocks of an image that are neither empty nor file data, by their first bytes and contents.
+fn metadata_bytes(image: &[u8]) -> Vec<usize> {
+    let blocks = image.chunks(1024).enumerate().filter(|(_, block)| {
+        let is_filled = block.iter().all(|byte| *byte == block[0]);
+        !is_filled
+    });
+    blocks
+        .flat_map(|(i, block)| {
+            block
+                .iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte != 0)
+                .map(move |(at, _)| i * 1024 + at)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn mutated_images_neither_panic_nor_hang() {
+    let source = source();
+    let runs = campaign("PINFOLD_MUTATIONS", 1500);
+    // Without checksums, so that mutations reach the code behind them.
+    let sets: Vec<_> = OPTION_SETS
+        .iter()
+        .filter(|(name, _)| {
+            ["ext2", "ext3", "uninit-bg", "no-metadata-csum", "debian"].contains(name)
+        })
+        .collect();
+    for (set, (_, options)) in sets.iter().enumerate() {
+        let image = mkfs(2 * 1024, options, Some(&source.0));
+        let scratch = Scratch::new();
+        let path = scratch.0.join("image");
+        std::fs::write(&path, &image).unwrap();
+        common::run("e2fsck", &["-fyD", path.to_str().unwrap()]);
+        let image = std::fs::read(&path).unwrap();
+        let places = metadata_bytes(&image);
+        for run in 0..runs / sets.len() as u64 {
+            let mut random = Random::new(run << 8 | set as u64);
+            let mut mutated = image.clone();
+            for _ in 0..=random.below(6) {
+                let at = places[random.below(places.len() as u64) as usize];
+                mutated[at] = match random.below(4) {
+                    0 => 0xff,
+                    1 => 0,
+                    2 => mutated[at] ^ 1 << random.below(8),
+                    _ => random.next_u64() as u8,
+                };
+            }
+            let access = if random.below(2) == 0 {
+                Access::ReadOnly
+            } else {
+                Access::ReadWrite
+            };
+            if let Ok(mounted) = mount(Arc::new(RamDisk::new(mutated)), access) {
+                walk(&mounted.file_system);
+                if access == Access::ReadWrite {
+                    change(&mounted.file_system, &mut random);
+                    let _ = mounted.file_system.unmount();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn noise_is_not_mounted() {
+    let mut random = Random::new(1);
+    let noise: Vec<u8> = (0..1 << 20).map(|_| random.next_u64() as u8).collect();
+    let error = mount(Arc::new(RamDisk::new(noise)), Access::ReadOnly).err();
+    assert!(matches!(error, Some(FsError::Corrupt(_))));
+}
+
+#[test]
+fn a_device_too_small_for_a_superblock_is_not_mounted() {
+    for len in [0, 512, 1024, 1536] {
+        assert!(mount(Arc::new(RamDisk::new(vec![0; len])), Access::ReadOnly).is_err());
+    }
+}
+
+#[test]
+fn mutated_logs_neither_panic_nor_hang() {
+    let source = source();
+    let base = mkfs(
+        4 * 1024,
+        &["-b", "1024", "-O", "^metadata_csum"],
+        Some(&source.0),
+    );
+    let disk = Arc::new(RamDisk::new(base));
+    let fs = mount(disk.clone(), Access::ReadWrite).unwrap().file_system;
+    for round in 0..6 {
+        for i in 0..20 {
+            let name = format!("{round} {i}");
+            let made = fs
+                .create(fs.root(), name.as_bytes(), FileKind::File, 0o644)
+                .unwrap();
+            fs.write_at(made, 0, &[round; 100]).unwrap();
+            if i % 3 == 0 {
+                fs.unlink(fs.root(), name.as_bytes()).unwrap();
+            }
+        }
+        fs.sync().unwrap();
+    }
+    // Not unmounted: the log is full of it.
+    let image = disk.contents();
+    let log: Vec<usize> = (0..image.len() / 1024)
+        .filter(|block| image[block * 1024..block * 1024 + 4] == [0xc0, 0x3b, 0x39, 0x98])
+        .flat_map(|block| {
+            (block * 1024..block * 1024 + 1024).filter(|&at| at % 1024 < 64 || image[at] != 0)
+        })
+        .collect();
+    assert!(log.len() > 300, "{}", log.len());
+    for run in 0..campaign("PINFOLD_MUTATIONS", 1500) / 5 {
+        let mut random = Random::new(run);
+        let mut mutated = image.clone();
+        for _ in 0..=random.below(4) {
+            mutated[log[random.below(log.len() as u64) as usize]] = random.next_u64() as u8;
+        }
+        if let Ok(mounted) = mount(Arc::new(RamDisk::new(mutated)), Access::ReadWrite) {
+            walk(&mounted.file_system);
+            let _ = mounted.file_system.unmount();
+        }
+    }
+}
