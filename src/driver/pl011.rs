@@ -29,6 +29,9 @@ register_bitfields! {u32,
         TRANSMIT_ENABLE OFFSET(8) NUMBITS(1) [],
         RECEIVE_ENABLE OFFSET(9) NUMBITS(1) []
     ],
+    Peripheral2 [
+        REVISION OFFSET(4) NUMBITS(4) []
+    ],
     Interrupts [
         RECEIVE OFFSET(4) NUMBITS(1) [],
         RECEIVE_TIMEOUT OFFSET(6) NUMBITS(1) [],
@@ -50,7 +53,9 @@ register_structs! {
         (0x38 => interrupt_mask: ReadWrite<u32, Interrupts::Register>),
         (0x3c => _reserved2),
         (0x44 => interrupt_clear: WriteOnly<u32, Interrupts::Register>),
-        (0x48 => @END),
+        (0x48 => _reserved3),
+        (0xfe8 => peripheral2: ReadOnly<u32, Peripheral2::Register>),
+        (0xfec => @END),
     }
 }
 
@@ -68,6 +73,9 @@ const BAUD: u64 = 115_200;
 
 /// What a full FIFO takes to leave at 9600 bits a second, and more.
 const DRAIN_US: u64 = 50_000;
+
+/// The revision that QEMU's UART says it is, on every machine (`hw/char/pl011.c`); the Raspberry Pis have 2.
+const QEMU_REVISION: u32 = 1;
 
 /// Bytes that wait in either direction at most.
 const FIFO_SIZE: usize = 32;
@@ -118,11 +126,16 @@ impl Pl011 {
             let divisor = (clock_hz * 8 / BAUD).div_ceil(2) as u32;
             registers.integer_baud.set(divisor >> 6);
             registers.fractional_baud.set(divisor & 0x3f);
-            // Takes over the divisor, too. An emulator's UART, which needs none, keeps what it has: this empties the
-            // FIFO, and with it the start of what comes from a pipe.
-            registers
-                .line_control
-                .write(LineControl::WORD_LENGTH::Eight + LineControl::FIFO_ENABLE::SET);
+            // Takes over the divisor, too. Enabling the FIFO empties it: an emulator, which receives at any time, would
+            // lose the start of what comes from a pipe. It keeps what it has; it makes its sender wait.
+            let is_emulated = registers.peripheral2.read(Peripheral2::REVISION) == QEMU_REVISION;
+            registers.line_control.write(if is_emulated {
+                LineControl::WORD_LENGTH::Eight
+                    + LineControl::FIFO_ENABLE
+                        .val(registers.line_control.read(LineControl::FIFO_ENABLE))
+            } else {
+                LineControl::WORD_LENGTH::Eight + LineControl::FIFO_ENABLE::SET
+            });
         }
         registers.interrupt_mask.set(0);
         registers.interrupt_clear.write(Interrupts::ALL.val(0x7ff));
