@@ -153,8 +153,6 @@ fi
 # Hands on the lines of standard input. A serial line has no end of file; the console takes Ctrl-D for it.
 feed() {
     local line
-    # Lost when the UART's FIFO is turned on; otherwise the console skips it.
-    printf '\0'
     while IFS= read -r line || [ -n "$line" ]; do
         printf '%s\n' "$line"
     done

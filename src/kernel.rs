@@ -59,7 +59,10 @@ pub(crate) extern "C" fn start(tree: PhysAddr, image: PhysAddr, level: u64) -> !
         Ok(board) => BOARD.call_once(|| board),
         Err(error) => fail(format_args!("device tree at {tree}: {error}")),
     };
-    attach_console(&board.uart, board.raspberry_pi);
+    // Once: what was received by then is in the console.
+    if !console::is_attached() {
+        attach_console(&board.uart, board.raspberry_pi);
+    }
     if let Err(error) = mm::init(board) {
         fail(format_args!("{error}"));
     }
