@@ -3,9 +3,11 @@
 mod commands;
 
 use crate::disk;
+use crate::fs::cached::Cached;
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::vfs::Vfs;
 use crate::fs::{FsError, Timestamp};
+use crate::mm::{self, CACHE};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
 use crate::{arch::aarch64::timer, println};
@@ -75,11 +77,8 @@ pub fn mount(name: &str, path: &str, access: Access) -> Result<(), MountError> {
             "pinfold: {name} has no flush command: what it acknowledges may be lost with its power"
         );
     }
-    VFS.mount(
-        path.as_bytes(),
-        name.as_bytes(),
-        Arc::new(mounted.file_system),
-    )?;
+    let cached = Cached::new(Arc::new(mounted.file_system), &CACHE);
+    VFS.mount(path.as_bytes(), name.as_bytes(), Arc::new(cached))?;
     Ok(())
 }
 
@@ -115,9 +114,18 @@ pub fn init(root: Option<&str>) {
 
 fn commit() {
     let mut is_failing = false;
+    let mut committed = timer::now();
     loop {
-        thread::sleep(COMMIT_US);
-        let result = VFS.sync();
+        // Memory is short, or much of it dirty, or a file has lost its last user: that does not wait for the next time.
+        let result = if CACHE.wait_for_pressure(COMMIT_US)
+            && timer::now() - committed < timer::ticks_from_us(COMMIT_US)
+        {
+            CACHE.write_back(None).map_err(FsError::from)
+        } else {
+            committed = timer::now();
+            VFS.sync()
+        };
+        let result = result.and(CACHE.tidy());
         if let (Err(error), false) = (&result, is_failing) {
             println!("pinfold: changes cannot be made durable: {error}");
         }
@@ -127,6 +135,9 @@ fn commit() {
 
 /// Makes everything durable and unmounts it, as the machine ends; `false` where something failed, which was told.
 pub fn shut_down() -> bool {
+    if let Err(error) = mm::maps().unmap_files() {
+        println!("pinfold: files stay mapped: {error}");
+    }
     let errors = VFS.unmount_all();
     for (path, error) in &errors {
         println!("pinfold: {}: not unmounted: {error}", path.escape_ascii());

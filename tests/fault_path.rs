@@ -10,7 +10,9 @@ use pinfold::mm::addr::{Frame, PAGE_SIZE, VirtAddr};
 use pinfold::mm::fault::{Access, Fault, FaultError, FaultKind, Outcome};
 use pinfold::mm::frame::{Owner, Urgency};
 use pinfold::mm::manager::{Advice, MapError, MemoryMapManager, Placement, Remap};
-use pinfold::mm::object::{IoError, Lookup, MappableFile, Sharing, SyncMode};
+use pinfold::mm::object::{
+    Aliases, BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Sharing, SyncMode,
+};
 use pinfold::mm::table::Protection;
 use pinfold::sim::{SimMemory, SimMmu};
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,26 +160,55 @@ impl MappableFile for SimFile {
         }
     }
 
-    fn unpin_block(&self, block: u64) {
+    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize]) -> u64 {
         let mut state = self.state.lock().unwrap();
-        let slot = state.resident.get_mut(&block).unwrap();
-        slot.1 = slot
-            .1
-            .checked_sub(1)
-            .expect("unpinned more often than pinned");
+        let mut pinned = 0;
+        for i in (0..BATCH).filter(|i| wanted >> i & 1 != 0) {
+            if let Some((frame, pins)) = state.resident.get_mut(&(first + i)) {
+                *pins += 1;
+                frames[i as usize] = *frame;
+                pinned |= 1 << i;
+            }
+        }
+        pinned
     }
 
-    fn dirty_block(&self, block: u64) -> Result<(), IoError> {
+    fn unpin(&self, first: u64, count: u64) {
+        let mut state = self.state.lock().unwrap();
+        for block in first..first + count {
+            let slot = state.resident.get_mut(&block).unwrap();
+            slot.1 = slot
+                .1
+                .checked_sub(1)
+                .expect("unpinned more often than pinned");
+        }
+    }
+
+    fn dirty_block(&self, block: u64) -> Result<Dirtied, IoError> {
         let mut state = self.state.lock().unwrap();
         if let Some(error) = state.dirtying_fails {
             return Err(error);
         }
         assert!(state.resident[&block].1 > 0, "made dirty without a pin");
         state.dirty.insert(block);
-        Ok(())
+        Ok(Dirtied::Done)
     }
 
-    fn prime(&self, block: u64) -> Result<(), IoError> {
+    fn make_room(&self, _: u64) -> Result<(), IoError> {
+        unreachable!("there is always room")
+    }
+
+    fn read_ahead(&self, _: u64) {}
+
+    fn will_need(&self, blocks: Range<u64>) {
+        for block in blocks {
+            let _ = self.prime(block, Pattern::Normal);
+        }
+    }
+
+    fn dont_need(&self, _: Range<u64>) {}
+
+    fn prime(&self, block: u64, _: Pattern) -> Result<(), IoError> {
         let mut state = self.state.lock().unwrap();
         state.reads += 1;
         if let Some(error) = state.next_read_fails.take() {
@@ -205,6 +236,8 @@ impl MappableFile for SimFile {
     }
 
     fn sync(&self, blocks: Range<u64>, _: SyncMode) -> Result<(), IoError> {
+        let aliases = &self.machine.manager;
+        aliases.write_protect(FileKey::of(self), blocks.clone());
         let mut state = self.state.lock().unwrap();
         state.dirty.retain(|block| !blocks.contains(block));
         state.synced.push(blocks);
@@ -402,7 +435,7 @@ fn a_map_shows_the_very_frame_of_the_cache_and_pins_it() {
 fn what_is_resident_after_a_page_is_entered_with_it() {
     let m = machine();
     let file = SimFile::new(m, 8);
-    (0..6).for_each(|block| file.prime(block).unwrap());
+    (0..6).for_each(|block| file.prime(block, Pattern::Normal).unwrap());
     let base = m.map(&file, 8, Protection::READ, Sharing::Shared);
     (0..6).for_each(|page| assert_eq!(m.load(VirtAddr(base.0 + page * PAGE)), Ok(page as u8 + 1)));
     assert_eq!(m.manager.fault_counts().total(), 1);

@@ -126,6 +126,9 @@ impl Buffer for Vec<u8> {
     }
 }
 
+/// Buffers of one request that every device takes.
+pub const MAX_BUFFERS: usize = 128;
+
 /// Called once with the outcome.
 pub type OnCompletion = Box<dyn FnOnce(Completion) + Send>;
 

@@ -42,6 +42,8 @@ pub enum FsError {
     NoInodes,
     /// The file would be longer than the format allows.
     FileTooLarge,
+    /// No memory for it.
+    OutOfMemory,
     /// The file system cannot be written.
     ReadOnly(ReadOnlyReason),
     /// The device failed.
@@ -190,6 +192,7 @@ impl fmt::Display for FsError {
             Self::NoSpace => "no space left on the device",
             Self::NoInodes => "no inode left on the device",
             Self::FileTooLarge => "the file would be too large",
+            Self::OutOfMemory => "out of memory",
             Self::ReadOnly(reason) => return write!(f, "read-only file system: {reason}"),
             Self::Block(error) => return error.fmt(f),
             Self::Corrupt(corruption) => return corruption.fmt(f),

@@ -1,6 +1,9 @@
 //! What every file system offers: names, attributes, bytes, and for the page cache the places of a file's bytes.
 
+use super::block::BlockDevice;
 use super::error::{FsError, ReadOnlyReason};
+use crate::mm::cache::CachedFile;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// A file within its file system. Stays valid while the file has a name or is [open](FileSystem::open).
@@ -119,6 +122,30 @@ pub struct Reservation {
     pub(super) blocks: u64,
 }
 
+impl Reservation {
+    /// Nothing.
+    pub const NONE: Self = Self { blocks: 0 };
+
+    /// Whether it promises nothing, so that releasing it is not needed.
+    pub fn is_none(&self) -> bool {
+        self.blocks == 0
+    }
+
+    /// Both together.
+    pub fn merge(&mut self, other: Self) {
+        self.blocks += other.blocks;
+    }
+
+    /// Takes as much of it out as `part` of `whole` equal pieces.
+    pub fn split(&mut self, part: u32, whole: u32) -> Self {
+        let (part, whole) = (u64::from(part), u64::from(whole.max(1)));
+        let blocks = (u128::from(self.blocks) * u128::from(part)).div_ceil(u128::from(whole));
+        let blocks = (blocks as u64).min(self.blocks);
+        self.blocks -= blocks;
+        Self { blocks }
+    }
+}
+
 /// A mounted file system. Calls may wait for the device; several threads may call at once.
 ///
 /// Changes are visible to everybody when a call returns, and durable later: [`sync`](Self::sync),
@@ -134,6 +161,17 @@ pub trait FileSystem: Send + Sync {
     fn root(&self) -> FileId;
     /// Sizes and what is free.
     fn statistics(&self) -> Result<Statistics, FsError>;
+
+    /// The device that [extents](Self::map) are on, where they may be transferred without this file system's doing.
+    fn device(&self) -> Option<Arc<dyn BlockDevice>> {
+        None
+    }
+
+    /// The file as maps show it; `name` is what people call it.
+    fn mappable(&self, file: FileId, name: &str) -> Result<Arc<CachedFile>, FsError> {
+        let _ = (file, name);
+        Err(FsError::NotOffered)
+    }
 
     /// Why nothing can be written, if nothing can: as mounted, or since an error.
     fn read_only(&self) -> Option<ReadOnlyReason>;

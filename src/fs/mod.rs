@@ -7,6 +7,7 @@
 //! | [`ram_disk`], `sim_disk` | disks of memory; the second for tests, with power cuts |
 //! | [`error`] | what can go wrong, and what was found where |
 //! | [`FileSystem`] | the trait: names, bytes, and extents for the page cache |
+//! | [`cached`] | a file system behind the page cache |
 //! | [`ext4`] | the root file system |
 //! | [`fat`] | the firmware's partition |
 //! | [`vfs`] | what is mounted where, and what a path means |
@@ -15,6 +16,7 @@
 
 pub mod block;
 pub mod blocking;
+pub mod cached;
 pub mod error;
 pub mod ext4;
 pub mod fat;

@@ -4,7 +4,7 @@ use super::addr::{PAGE_SIZE, VirtAddr};
 use super::describe::{What, write_maps};
 use super::fault::{Access, Fault, FaultError, FaultKind, Histogram};
 use super::frame::OutOfFrames;
-use super::machine::FRAMES;
+use super::machine::{CACHE, FRAMES};
 use super::manager::{MapError, MemoryMapManager};
 use crate::arch::aarch64::esr::{AbortKind, Attempt};
 use crate::arch::aarch64::mmu::HardwareMmu;
@@ -39,7 +39,12 @@ pub(super) fn init() -> Result<(), OutOfFrames> {
     unsafe { HardwareMmu::install(tables.root()) };
     // A thread's maps are its program's; programs of several threads map in the first.
     let holder = || crate::thread::try_current().map_or(0, |thread| thread.id);
-    MAPS.call_once(|| MemoryMapManager::new(&FRAMES, tables, layout::MAPS).with_holder(holder));
+    let maps = MAPS.call_once(|| {
+        MemoryMapManager::new(&FRAMES, tables, layout::MAPS)
+            .with_holder(holder)
+            .with_reclaim(|| CACHE.reclaim_or_write())
+    });
+    CACHE.set_aliases(maps);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! This machine's memory: its frames, its heap, and what the rest of the kernel asks of them.
 
 use super::addr::{Frame, PhysAddr};
+use super::cache::PageCache;
 use super::frame::{AddError, Frames, Owner, Urgency};
 use super::heap::KernelHeap;
 use super::low_half;
@@ -13,6 +14,9 @@ use core::ops::Range;
 
 /// All frames of this machine.
 pub static FRAMES: Frames = Frames::new(layout::LINEAR.0 as usize);
+
+/// All pages of files that are in memory.
+pub static CACHE: PageCache = PageCache::new(&FRAMES);
 
 static HEAP: KernelHeap<'static> = KernelHeap::new(&FRAMES);
 

@@ -21,8 +21,8 @@ use super::fault::{FaultCounts, FaultError};
 use super::frame::{Frames, OutOfFrames, Owner, Urgency};
 use super::maps::Maps;
 use super::object::{
-    AnonymousMemoryMap, Backing, Condition, IoError, MappableFile, MemoryMappedFile,
-    MemoryMappedObject, Pattern, Sharing, SyncMode,
+    Aliases, AnonymousMemoryMap, Backing, Condition, FileKey, IoError, MappableFile,
+    MemoryMappedFile, MemoryMappedObject, Pattern, Sharing, SyncMode, Which,
 };
 use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Run, Stores};
 use crate::sync::{SpinLock, SpinLockGuard, WaitQueue};
@@ -145,6 +145,8 @@ pub(super) struct State<T> {
     pub(super) maps: Maps,
     pub(super) table: T,
     pub(super) stream: Stream,
+    /// The page where the pages of a file end that were entered last.
+    pub(super) next_of_file: u64,
     pub(super) counts: FaultCounts,
 }
 
@@ -156,6 +158,8 @@ pub struct MemoryMapManager<'f, T> {
     settled: WaitQueue,
     /// Who asks.
     holder: fn() -> u64,
+    /// Takes frames from the page cache; whether it got some.
+    pub(super) reclaim: fn() -> bool,
 }
 
 impl<'f, T: PageTable> MemoryMapManager<'f, T> {
@@ -168,10 +172,12 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 maps: Maps::new(limits),
                 table,
                 stream: Stream::default(),
+                next_of_file: u64::MAX,
                 counts: FaultCounts::NONE,
             }),
             settled: WaitQueue::new(),
             holder: || 0,
+            reclaim: || false,
         }
     }
 
@@ -179,6 +185,12 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     #[must_use]
     pub fn with_holder(self, holder: fn() -> u64) -> Self {
         Self { holder, ..self }
+    }
+
+    /// The same, asking `reclaim` to free frames when none is left; it says whether there are some now.
+    #[must_use]
+    pub fn with_reclaim(self, reclaim: fn() -> bool) -> Self {
+        Self { reclaim, ..self }
     }
 
     /// Maps `length` bytes that are zeros until they are written. Returns where.
@@ -271,6 +283,21 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             };
             let range = first.start..first.end;
             drop(state);
+            self.remove_pages(range)?;
+        }
+    }
+
+    /// Unmaps all files, as the machine ends.
+    pub fn unmap_files(&self) -> Result<(), MapError> {
+        let mut rest = 0..u64::MAX;
+        loop {
+            let state = self.state.lock();
+            let file = state.maps.all_in(&rest).find(|map| map.file().is_some());
+            let Some(range) = file.map(|map| map.start..map.end) else {
+                return Ok(());
+            };
+            drop(state);
+            rest.start = range.end;
             self.remove_pages(range)?;
         }
     }
@@ -379,7 +406,10 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 self.change(&range, |object| object.pattern = pattern)?;
                 Ok(())
             }
-            Advice::WillNeed => self.prime(range),
+            Advice::WillNeed => {
+                self.for_files(&range, |file, blocks| file.will_need(blocks));
+                Ok(())
+            }
             Advice::DontNeed | Advice::Free => {
                 let state = self.state.lock();
                 if state.maps.all_in(&range).any(|object| object.is_locked) {
@@ -387,7 +417,11 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 }
                 drop(state);
                 let is_free = advice == Advice::Free;
-                self.drop_pages(&range, |object| !is_free || object.file().is_none())
+                self.drop_pages(&range, |object| !is_free || object.file().is_none())?;
+                if !is_free {
+                    self.for_files(&range, |file, blocks| file.dont_need(blocks));
+                }
+                Ok(())
             }
         }
     }
@@ -443,7 +477,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     pub fn sync(&self, base: VirtAddr, length: u64, mode: SyncMode) -> Result<(), MapError> {
         let mut rest = self.range(base, length)?;
         loop {
-            let mut state = self.state.lock();
+            let state = self.state.lock();
             let Some(object) = state.maps.first_in(&rest) else {
                 return Ok(());
             };
@@ -454,10 +488,6 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 .file()
                 .filter(|file| file.sharing == Sharing::Shared)
                 .cloned();
-            if let Some(file) = &file {
-                // Every alias is write-protected first, so that a store during the write makes the page dirty again.
-                state.write_protect(&file.file, &blocks, self.frames)?;
-            }
             drop(state);
             if let Some(file) = file {
                 file.file.sync(blocks, mode).map_err(MapError::Io)?;
@@ -880,25 +910,76 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         }
     }
 
-    /// Starts reading what files have in `range`.
-    fn prime(&self, range: Range<u64>) -> Result<(), MapError> {
+    /// Calls `f` with each file that has blocks in `range`, and those blocks.
+    fn for_files(&self, range: &Range<u64>, f: impl Fn(&dyn MappableFile, Range<u64>)) {
         let mut at = range.start;
-        while at < range.end {
+        loop {
             let state = self.state.lock();
             let Some(object) = state.maps.first_in(&(at..range.end)) else {
-                return Ok(());
+                return;
             };
-            at = at.max(object.start);
-            let Some(file) = object.file().cloned() else {
-                at = object.end;
-                continue;
-            };
-            let block = object.block(at);
+            let part = object.start.max(at)..object.end.min(range.end);
+            at = part.end;
+            let first = object.block(part.start);
+            let file = object.file().map(|file| file.file.clone());
             drop(state);
-            file.file.prime(block).map_err(MapError::Io)?;
-            at += 1;
+            if let Some(file) = file {
+                f(&*file, first..first + (part.end - part.start));
+            }
+            if at >= range.end {
+                return;
+            }
         }
-        Ok(())
+    }
+}
+
+impl<T: PageTable + Send> Aliases for MemoryMapManager<'_, T> {
+    fn write_protect(&self, file: FileKey, blocks: Range<u64>) {
+        self.for_aliases(file, &blocks, |state, object| {
+            let pages = object.pages_of(&blocks);
+            if object
+                .file()
+                .is_some_and(|file| file.sharing == Sharing::Shared)
+            {
+                state
+                    .table
+                    .write_protect(Page(pages.start)..Page(pages.end));
+            }
+        });
+    }
+
+    fn unmap(&self, file: FileKey, blocks: Range<u64>, which: Which) {
+        self.for_aliases(file, &blocks, |state, object| {
+            if which == Which::All || !object.is_locked {
+                state.let_go_of_file_pages(self.frames, object.pages_of(&blocks));
+            }
+        });
+    }
+}
+
+impl<T: PageTable> MemoryMapManager<'_, T> {
+    /// Calls `f` for each map that shows some of `blocks`, the lock being open between two of them. Maps that are being
+    /// removed are among them: some of their pages may still be there.
+    fn for_aliases(
+        &self,
+        file: FileKey,
+        blocks: &Range<u64>,
+        f: impl Fn(&mut State<T>, &MemoryMappedObject),
+    ) {
+        let mut from = 0;
+        loop {
+            let mut state = self.state.lock();
+            let Some(object) = state.maps.next_of_file(file, from) else {
+                return;
+            };
+            from = object.start + 1;
+            if !object.pages_of(blocks).is_empty() {
+                let object = object.clone();
+                f(&mut state, &object);
+                // The last to have the file may be us by now, and letting go of a file is no work for a lock.
+                drop(state);
+            }
+        }
     }
 }
 
@@ -925,63 +1006,47 @@ impl<T: PageTable> State<T> {
     }
 
     fn unpin(&self, run: Run) {
-        for page in run.page.0..run.page.0 + run.count {
-            if let Some(object) = self.maps.find(page)
-                && let Some(file) = object.file()
-            {
-                file.file.unpin_block(object.block(page));
+        if run.frame == self.table.zero_frame() {
+            return;
+        }
+        let mut page = run.page.0;
+        let end = page + run.count;
+        while page < end
+            && let Some(object) = self.maps.find(page)
+        {
+            let part = object.end.min(end) - page;
+            if let Some(file) = object.file() {
+                file.file.unpin(object.block(page), part);
             }
+            page += part;
         }
     }
 
-    /// Write-protects `blocks` of a file in every map of it.
-    fn write_protect(
-        &mut self,
-        file: &Arc<dyn MappableFile>,
-        blocks: &Range<u64>,
-        frames: &Frames,
-    ) -> Result<(), OutOfFrames> {
-        let mut at = 0;
-        let mut removed = Removed::new();
-        while let Some(object) = self.maps.first_in(&(at..u64::MAX)) {
-            at = object.end;
-            let Some(map) = object.file() else { continue };
-            if !Arc::ptr_eq(&map.file, file) || map.sharing != Sharing::Shared {
-                continue;
-            }
-            let offset = object.start.wrapping_sub(map.first_block);
-            let start = blocks
-                .start
-                .max(map.first_block)
-                .wrapping_add(offset)
-                .max(object.start);
-            let end = blocks
-                .end
-                .max(map.first_block)
-                .wrapping_add(offset)
-                .min(object.end);
-            // Removed, not changed: they come back by a fault, which tells a store from a load.
-            let mut page = start;
-            while page < end {
-                page = self.take_out(frames, page..end, &mut removed)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes pages of the page cache in `range`, within one map.
+    /// Removes pages of the page cache in `range`, within one map; returns how many.
     fn let_go_of_file_pages(&mut self, frames: &Frames, range: Range<u64>) -> u64 {
         let mut removed = Removed::new();
         let mut let_go = 0;
         let mut at = range.start;
         while let Some((page, present)) = self.table.next_present(Page(at)..Page(range.end)) {
             at = page.0 + 1;
-            if present.kind == Kind::File
+            if present.kind != Kind::File {
+                continue;
+            }
+            // With its neighbours: the TLB is told once.
+            while at < range.end
                 && self
-                    .take_out(frames, page.0..page.0 + 1, &mut removed)
-                    .is_ok()
+                    .table
+                    .find(Page(at))
+                    .is_some_and(|next| next.kind == Kind::File)
             {
-                let_go += 1;
+                at += 1;
+            }
+            let mut from = page.0;
+            while from < at
+                && let Ok(next) = self.take_out(frames, from..at, &mut removed)
+            {
+                let_go += next - from;
+                from = next;
             }
         }
         let_go

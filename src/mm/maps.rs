@@ -1,8 +1,8 @@
 //! All maps of the address space, by their first page: looked up, split, merged and placed in O(log n).
 
-use super::object::{Backing, Condition, MemoryMappedObject};
+use super::object::{Backing, Condition, FileKey, MemoryMappedObject};
 use super::table::Protection;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use core::ops::Range;
 
 /// Pages of a 2 MiB block: maps that are large enough start at a multiple of it.
@@ -20,6 +20,8 @@ pub(super) struct Hot {
 /// The maps. They do not overlap.
 pub(super) struct Maps {
     by_start: BTreeMap<u64, MemoryMappedObject>,
+    /// The first pages of the maps of each file.
+    of_files: BTreeSet<(FileKey, u64)>,
     /// The anonymous map that was found last; emptied by every change.
     last: Option<Hot>,
     /// Where maps may be.
@@ -38,6 +40,7 @@ impl Maps {
         let area = limits.start + (limits.end - limits.start) / 2..limits.end;
         Self {
             by_start: BTreeMap::new(),
+            of_files: BTreeSet::new(),
             last: None,
             limits,
             area,
@@ -114,9 +117,18 @@ impl Maps {
         self.by_start.values()
     }
 
+    /// The first map of `file` from page `from` on.
+    pub(super) fn next_of_file(&self, file: FileKey, from: u64) -> Option<&MemoryMappedObject> {
+        let mut maps = self.of_files.range((file, from)..=(file, u64::MAX));
+        maps.next().and_then(|(_, start)| self.by_start.get(start))
+    }
+
     /// Adds a map where there is none.
     pub(super) fn insert(&mut self, object: MemoryMappedObject) {
         self.last = None;
+        if let Some(file) = object.file_key() {
+            self.of_files.insert((file, object.start));
+        }
         self.by_start.insert(object.start, object);
     }
 
@@ -124,6 +136,7 @@ impl Maps {
     pub(super) fn remove(&mut self, start: u64) -> Option<MemoryMappedObject> {
         self.last = None;
         let object = self.by_start.remove(&start)?;
+        self.forget_file_of(&object);
         if object.condition == Condition::Dying {
             self.dying -= 1;
         }
@@ -178,7 +191,15 @@ impl Maps {
         if *start == at && object.continues_with(next) {
             object.end = next.end;
             self.last = None;
-            self.by_start.remove(&at);
+            if let Some(object) = self.by_start.remove(&at) {
+                self.forget_file_of(&object);
+            }
+        }
+    }
+
+    fn forget_file_of(&mut self, object: &MemoryMappedObject) {
+        if let Some(file) = object.file_key() {
+            self.of_files.remove(&(file, object.start));
         }
     }
 
@@ -227,7 +248,14 @@ impl Maps {
     pub(super) fn check(&self) {
         let mut end = self.limits.start;
         let mut dying = 0;
+        let files = self
+            .by_start
+            .values()
+            .filter_map(|object| object.file_key());
+        assert_eq!(files.count(), self.of_files.len());
         for (start, object) in &self.by_start {
+            let file = object.file_key().map(|file| (file, *start));
+            assert!(file.is_none_or(|file| self.of_files.contains(&file)));
             assert_eq!(*start, object.start);
             assert!(object.start >= end && object.end > object.start);
             assert!(object.end <= self.limits.end);

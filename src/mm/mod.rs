@@ -1,6 +1,7 @@
 //! Memory: frames, the heap, maps and the fault path.
 
 pub mod addr;
+pub mod cache;
 pub mod describe;
 pub mod fault;
 pub mod frame;
@@ -25,6 +26,6 @@ pub use low_half::{
 };
 #[cfg(target_os = "none")]
 pub use machine::{
-    FRAMES, Summary, alloc_kernel_frame, alloc_table_frame, free_frames, free_kernel_frame, init,
-    used_bytes,
+    CACHE, FRAMES, Summary, alloc_kernel_frame, alloc_table_frame, free_frames, free_kernel_frame,
+    init, used_bytes,
 };

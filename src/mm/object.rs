@@ -17,6 +17,10 @@ pub enum IoError {
     NoSpace,
     /// The file cannot be written.
     ReadOnly,
+    /// The file system is damaged there.
+    Damaged,
+    /// No frame is left for the page.
+    OutOfFrames,
 }
 
 impl fmt::Display for IoError {
@@ -26,6 +30,8 @@ impl fmt::Display for IoError {
             Self::TimedOut => "the device does not answer",
             Self::NoSpace => "no space is left on the file system",
             Self::ReadOnly => "the file cannot be written",
+            Self::Damaged => "the file system is damaged",
+            Self::OutOfFrames => "out of memory",
         })
     }
 }
@@ -35,12 +41,25 @@ impl fmt::Display for IoError {
 pub enum Lookup {
     /// In this frame, which stays until it is unpinned.
     Resident(Frame),
+    /// The same, and it is time to [read on](MappableFile::read_ahead) from there.
+    Edge(Frame),
+    /// Nowhere: the file has a hole there, and nothing is pinned.
+    Hole,
     /// On its way: somebody else reads it.
     Busy,
     /// On the disk only.
     Absent,
     /// Nowhere: the file is shorter.
     PastEnd,
+}
+
+/// Whether a page may be stored to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dirtied {
+    /// It is noted as dirty.
+    Done,
+    /// Room must be [made](MappableFile::make_room) first.
+    NeedsRoom,
 }
 
 /// What is to have happened when a [`sync`](MappableFile::sync) returns.
@@ -52,6 +71,9 @@ pub enum SyncMode {
     Start,
 }
 
+/// Blocks that are pinned with one call: a bit of a `u64` for each.
+pub const BATCH: u64 = u64::BITS as u64;
+
 /// What a file must offer to be mapped. Blocks are pages of the file, by number.
 ///
 /// What says "does not wait" is called with the maps locked: it takes no lock that is held while memory is touched that
@@ -61,14 +83,53 @@ pub trait MappableFile: Send + Sync {
     fn name(&self) -> &str;
     /// Looks the block up, and pins it where it is resident. Does not wait.
     fn pin_block(&self, block: u64) -> Lookup;
-    /// Takes one pin away. Does not wait.
-    fn unpin_block(&self, block: u64);
-    /// Notes that the block, which is pinned, is about to be written, and that there will be room for it. Does not wait.
-    fn dirty_block(&self, block: u64) -> Result<(), IoError>;
-    /// Brings the block into memory, or waits while somebody else does.
-    fn prime(&self, block: u64) -> Result<(), IoError>;
+    /// Pins those of the [`BATCH`] blocks from `first` on that `wanted` has a bit for and that are resident, but no
+    /// edge; returns their bits, and puts their frames in `frames`. Does not wait.
+    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize]) -> u64;
+    /// Takes one pin away from each of `count` blocks. Does not wait.
+    fn unpin(&self, first: u64, count: u64);
+    /// Notes that the block, which is pinned, is about to be written, if there will be room for it. Does not wait.
+    fn dirty_block(&self, block: u64) -> Result<Dirtied, IoError>;
+    /// Brings the block into memory, or waits while somebody else does, and as many after it as `pattern` suggests.
+    fn prime(&self, block: u64, pattern: Pattern) -> Result<(), IoError>;
+    /// Makes sure that there is room on the device for the block, and in memory for more that is dirty.
+    fn make_room(&self, block: u64) -> Result<(), IoError>;
+    /// Starts to read what follows the block, which was an edge. Does not wait for the device.
+    fn read_ahead(&self, block: u64);
+    /// Starts to read `blocks`, as far as there is memory. Does not wait for the device.
+    fn will_need(&self, blocks: Range<u64>);
+    /// Nobody needs `blocks` soon.
+    fn dont_need(&self, blocks: Range<u64>);
     /// Writes what is dirty in `blocks` to the device.
     fn sync(&self, blocks: Range<u64>, mode: SyncMode) -> Result<(), IoError>;
+}
+
+/// Tells files apart that maps show.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FileKey(usize);
+
+impl FileKey {
+    /// The file's, as long as anybody has it.
+    pub fn of<F: MappableFile + ?Sized>(file: *const F) -> Self {
+        Self(file.addr())
+    }
+}
+
+/// Which maps of a file are meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Which {
+    /// All.
+    All,
+    /// Those that are not locked.
+    Unlocked,
+}
+
+/// All translations of a file's pages: what the page cache asks of the maps. Never called with the cache locked.
+pub trait Aliases: Sync {
+    /// Lets every store to the blocks fault, through whatever map. No TLB lets one pass when this returns.
+    fn write_protect(&self, file: FileKey, blocks: Range<u64>);
+    /// Removes the file's own pages in `blocks` from maps, and unpins them. Private copies stay.
+    fn unmap(&self, file: FileKey, blocks: Range<u64>, which: Which);
 }
 
 /// How stores to a map of a file relate to the file.
@@ -175,6 +236,21 @@ impl MemoryMappedObject {
             Backing::Anonymous(_) => None,
             Backing::File(file) => Some(file),
         }
+    }
+
+    /// Which file is behind it, if there is one.
+    pub(super) fn file_key(&self) -> Option<FileKey> {
+        self.file().map(|file| FileKey::of(Arc::as_ptr(&file.file)))
+    }
+
+    /// The pages that show `blocks` of its file.
+    pub(super) fn pages_of(&self, blocks: &Range<u64>) -> Range<u64> {
+        let Backing::File(file) = &self.backing else {
+            return self.start..self.start;
+        };
+        let len = self.end - self.start;
+        let page = |block: u64| self.start + block.saturating_sub(file.first_block).min(len);
+        page(blocks.start)..page(blocks.end)
     }
 
     /// The block of its file that `page` shows.

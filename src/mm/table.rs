@@ -204,6 +204,26 @@ pub trait PageTable {
         stores: Stores,
     ) -> Result<(), OutOfFrames>;
 
+    /// The page of zeros.
+    fn zero_frame(&self) -> Frame;
+
+    /// Of the `count` pages from `page` on, at most 64 and all in one table, those where nothing is present: a bit for
+    /// each.
+    fn absent(&self, page: Page, count: u64) -> u64;
+
+    /// Enters pages of a file where nothing is present: `frames[i]` as the `i`th page from `page` on, for each bit of
+    /// `pages`. They are all in one table; stores to them fault.
+    fn enter_file_pages(
+        &mut self,
+        page: Page,
+        pages: u64,
+        frames: &[Frame; 64],
+        protection: Protection,
+    ) -> Result<(), OutOfFrames>;
+
+    /// Lets stores to the pages of files that are present in `range` fault.
+    fn write_protect(&mut self, range: Range<Page>);
+
     /// Whether nothing but zeros is present in the aligned group of `count` pages from `page` on.
     fn is_replaceable(&self, page: Page, count: u64) -> bool;
 

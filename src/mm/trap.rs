@@ -10,7 +10,11 @@
 //!         anonymous: load -> zeros around it; store -> fresh page, group or block
 //!         file:      lookup in the page cache
 //!           Resident -> enter it and those around it
+//!           Edge     -> the same, and start to read what follows
+//!           Hole     -> enter the zeros
 //!           Busy, Absent -> let go of the lock, wait or read, and look again from the top
+//!
+//!  a store to a shared page of a file that has no room on the device yet lets go of the lock, too, and makes room
 //! ```
 //!
 //! Nothing is entered before its bytes are right. Frames are for data ([`Urgency::Data`]) or for tables (critical); the
@@ -21,10 +25,13 @@ use super::fault::{Fault, FaultError, FaultKind, Outcome};
 use super::frame::{BLOCK_ORDER, Frames, OutOfFrames, Owner, Urgency};
 use super::manager::{MemoryMapManager, State};
 use super::maps::Hot;
-use super::object::{Condition, Lookup, MemoryMappedFile, MemoryMappedObject, Pattern, Sharing};
-use super::table::{Access, Kind, PageTable, Present, Protection, Stores};
+use super::object::{
+    BATCH, Condition, Dirtied, IoError, Lookup, MappableFile, MemoryMappedFile, Pattern, Sharing,
+};
+use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Stores};
 use crate::arch::page;
 use crate::sync::SpinLockGuard;
+use alloc::sync::Arc;
 use core::ops::Range;
 
 /// Pages of a group that writes in ascending order get at once: 64 KiB.
@@ -35,8 +42,10 @@ const BLOCK: u64 = 1 << BLOCK_ORDER;
 /// Faults in ascending order before blocks are given.
 const BLOCK_FROM: u32 = 32;
 
-/// Pages of a file that are entered with one that was touched, if they are resident.
-const FILE_AROUND: u64 = 16;
+/// Pages of a file among which those that are resident are entered with one that was touched: as many as are a
+/// group, and all that one table covers where pages are touched in ascending order.
+const FILE_AROUND: u64 = GROUP;
+const FILE_AROUND_RUN: u64 = BLOCK;
 
 impl From<OutOfFrames> for FaultError {
     fn from(_: OutOfFrames) -> Self {
@@ -44,11 +53,26 @@ impl From<OutOfFrames> for FaultError {
     }
 }
 
+impl From<IoError> for FaultError {
+    fn from(error: IoError) -> Self {
+        match error {
+            IoError::OutOfFrames => Self::OutOfFrames,
+            error => Self::Io(error),
+        }
+    }
+}
+
 /// How far a fault got with the lock held.
 enum Step {
     Done(Outcome),
+    /// Done; and what follows the block should be read now: not with the lock held.
+    Ahead(Outcome, Arc<dyn MappableFile>, u64),
     /// The block must be read, or somebody reads it: not with the lock held.
-    Wait(MemoryMappedFile, u64),
+    Wait(Arc<dyn MappableFile>, u64, Pattern),
+    /// Something is in the way no more: look again.
+    Again,
+    /// The block may be stored to once there is room for it: not with the lock held.
+    Room(Arc<dyn MappableFile>, u64),
     /// A block of memory would do, and must be zeroed: not with the lock held.
     Block(Hot),
 }
@@ -78,17 +102,31 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
                     state.counts.count(outcome);
                     return Ok(());
                 }
-                Ok(Step::Wait(file, block)) => {
+                Ok(Step::Again) => {}
+                Ok(Step::Ahead(outcome, file, block)) => {
+                    state.counts.count(outcome);
                     drop(state);
-                    if let Err(error) = file.file.prime(block) {
-                        self.state.lock().counts.count(Outcome::Failed);
-                        return Err(FaultError::Io(error));
-                    }
+                    file.read_ahead(block);
+                    return Ok(());
+                }
+                Ok(Step::Wait(file, block, pattern)) => {
+                    drop(state);
+                    self.not_failed(file.prime(block, pattern))?;
+                }
+                Ok(Step::Room(file, block)) => {
+                    drop(state);
+                    self.not_failed(file.make_room(block))?;
                 }
                 Ok(Step::Block(hot)) => {
                     drop(state);
                     if self.enter_block(page, hot) {
                         return Ok(());
+                    }
+                }
+                Err(FaultError::OutOfFrames) => {
+                    drop(state);
+                    if !(self.reclaim)() {
+                        return self.not_failed(Err(IoError::OutOfFrames));
                     }
                 }
                 Err(error) => {
@@ -97,6 +135,13 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
                 }
             }
         }
+    }
+
+    fn not_failed(&self, result: Result<(), IoError>) -> Result<(), FaultError> {
+        result.map_err(|error| {
+            self.state.lock().counts.count(Outcome::Failed);
+            error.into()
+        })
     }
 
     /// Gives the map that `hot` describes a block at `page`; `false` where that is not to be, by now.
@@ -122,6 +167,20 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
 
     fn end_stream(&self, mut state: SpinLockGuard<'_, State<T>>) {
         state.stream.hits = 1;
+    }
+}
+
+/// What entering pages of a file needs to know of their map.
+struct FileEntry {
+    pages: Range<u64>,
+    first_block: u64,
+    protection: Protection,
+    pattern: Pattern,
+}
+
+impl FileEntry {
+    fn block(&self, page: u64) -> u64 {
+        self.first_block + (page - self.pages.start)
     }
 }
 
@@ -205,17 +264,28 @@ impl<T: PageTable> State<T> {
         let Some(file) = object.file().cloned() else {
             return Err(FaultError::NoMapping);
         };
-        let block = object.block(page.0);
-        match file.file.pin_block(block) {
-            Lookup::PastEnd => Err(FaultError::PastEnd),
-            Lookup::Busy | Lookup::Absent => Ok(Step::Wait(file, block)),
-            Lookup::Resident(frame) => {
-                let object = object.clone();
-                let entered = self.enter_file(frames, page, access, frame, &object, &file);
-                if entered.is_err() {
-                    file.file.unpin_block(block);
-                }
-                entered
+        let (block, pattern) = (object.block(page.0), object.pattern);
+        let (frame, is_edge) = match file.file.pin_block(block) {
+            Lookup::PastEnd => return Err(FaultError::PastEnd),
+            Lookup::Busy | Lookup::Absent => return Ok(Step::Wait(file.file, block, pattern)),
+            Lookup::Hole => return self.enter_hole(frames, page, access, &file, block),
+            Lookup::Resident(frame) => (frame, false),
+            Lookup::Edge(frame) => (frame, true),
+        };
+        let entry = FileEntry {
+            pages: object.start..object.end,
+            first_block: object.block(object.start),
+            protection: object.protection,
+            pattern,
+        };
+        let entered = self.enter_file(frames, page, access, frame, &entry, &file);
+        match entered {
+            Ok(Step::Done(outcome)) if is_edge => Ok(Step::Ahead(outcome, file.file, block)),
+            Ok(Step::Done(outcome)) => Ok(Step::Done(outcome)),
+            // Nothing was entered.
+            other => {
+                file.file.unpin(block, 1);
+                other
             }
         }
     }
@@ -227,61 +297,101 @@ impl<T: PageTable> State<T> {
         page: Page,
         access: Access,
         frame: Frame,
-        object: &MemoryMappedObject,
+        entry: &FileEntry,
         file: &MemoryMappedFile,
     ) -> Result<Step, FaultError> {
-        let block = object.block(page.0);
-        let protection = object.protection;
+        let block = entry.block(page.0);
+        let protection = entry.protection;
         if access != Access::Write {
             self.table
                 .enter(page, 1, frame, Kind::File, protection, Stores::Trap)?;
-            if object.pattern != Pattern::Random {
-                self.enter_file_around(page, object, file);
-            }
+            self.enter_file_around(page, entry, file);
             return Ok(Step::Done(Outcome::File));
         }
         match file.sharing {
             Sharing::Shared => {
-                file.file.dirty_block(block).map_err(FaultError::Io)?;
+                if file.file.dirty_block(block)? == Dirtied::NeedsRoom {
+                    return Ok(Step::Room(file.file.clone(), block));
+                }
                 self.table
                     .enter(page, 1, frame, Kind::File, protection, Stores::Reach)?;
                 Ok(Step::Done(Outcome::FileDirty))
             }
             Sharing::CopyOnWrite => {
                 self.enter_copy(frames, page, frame, protection)?;
-                file.file.unpin_block(block);
+                file.file.unpin(block, 1);
                 Ok(Step::Done(Outcome::Copied))
             }
         }
     }
 
-    /// Enters what is resident after `page`: a fault saved each. Whatever goes wrong, they can still fault.
-    fn enter_file_around(
+    /// Zeros for a hole, or what a store makes of it.
+    fn enter_hole(
         &mut self,
+        frames: &Frames,
         page: Page,
-        object: &MemoryMappedObject,
+        access: Access,
         file: &MemoryMappedFile,
-    ) {
-        for next in page.0 + 1..(page.0 + FILE_AROUND).min(object.end) {
-            if self.table.find(Page(next)).is_some() {
-                return;
-            }
-            let block = object.block(next);
-            let Lookup::Resident(frame) = file.file.pin_block(block) else {
-                return;
+        block: u64,
+    ) -> Result<Step, FaultError> {
+        let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
+        let protection = object.protection;
+        if access != Access::Write {
+            let zeros = self.table.zero_frame();
+            self.table
+                .enter(page, 1, zeros, Kind::File, protection, Stores::Trap)?;
+            return Ok(Step::Done(Outcome::File));
+        }
+        match file.sharing {
+            Sharing::Shared => Ok(Step::Room(file.file.clone(), block)),
+            Sharing::CopyOnWrite => self.fresh(frames, page, None, protection),
+        }
+    }
+
+    /// Enters what is resident around `page`, which was just entered: a fault saved each. Whatever goes wrong, they can
+    /// still fault.
+    fn enter_file_around(&mut self, page: Page, entry: &FileEntry, file: &MemoryMappedFile) {
+        let span = match entry.pattern {
+            Pattern::Random => return,
+            Pattern::Sequential => FILE_AROUND_RUN,
+            Pattern::Normal if self.next_of_file == page.0 => FILE_AROUND_RUN,
+            Pattern::Normal => FILE_AROUND,
+        };
+        let window = page.0 & !(span - 1);
+        let end = (window + span).min(entry.pages.end);
+        // In a run nothing before the page is missing.
+        let mut at = if span == FILE_AROUND_RUN {
+            page.0
+        } else {
+            window
+        }
+        .max(entry.pages.start);
+        self.next_of_file = end;
+        let mut found = [Frame(0); BATCH as usize];
+        while at < end {
+            let count = (end - at).min(BATCH);
+            let absent = self.table.absent(Page(at), count);
+            let first_block = entry.block(at);
+            let pinned = match absent {
+                0 => 0,
+                _ => file.file.pin_resident(first_block, absent, &mut found),
             };
-            let entered = self.table.enter(
-                Page(next),
-                1,
-                frame,
-                Kind::File,
-                object.protection,
-                Stores::Trap,
-            );
+            let entered = self
+                .table
+                .enter_file_pages(Page(at), pinned, &found, entry.protection);
             if entered.is_err() {
-                file.file.unpin_block(block);
+                for i in (0..count).filter(|i| pinned >> i & 1 != 0) {
+                    file.file.unpin(first_block + i, 1);
+                }
                 return;
             }
+            // Where the run ends, the next fault is.
+            let missing = (absent & !pinned) >> page.0.saturating_sub(at).min(BATCH - 1);
+            if missing != 0 && at + BATCH > page.0 {
+                self.next_of_file = page.0.max(at) + u64::from(missing.trailing_zeros());
+                return;
+            }
+            at += count;
         }
     }
 
@@ -293,17 +403,28 @@ impl<T: PageTable> State<T> {
         present: &Present,
     ) -> Result<Step, FaultError> {
         let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
-        let file = object.file().ok_or(FaultError::NoMapping)?.clone();
+        let file = object.file().ok_or(FaultError::NoMapping)?;
         let block = object.block(page.0);
+        let is_hole = present.frame == self.table.zero_frame();
         match file.sharing {
+            Sharing::Shared if is_hole => {
+                // Not zeros much longer: whoever stores now looks the block up again.
+                self.take_out(frames, page.0..page.0 + 1, &mut Removed::new())?;
+                Ok(Step::Again)
+            }
             Sharing::Shared => {
-                file.file.dirty_block(block).map_err(FaultError::Io)?;
+                if file.file.dirty_block(block)? == Dirtied::NeedsRoom {
+                    return Ok(Step::Room(file.file.clone(), block));
+                }
                 self.table.allow_stores(page)?;
                 Ok(Step::Done(Outcome::FileDirty))
             }
             Sharing::CopyOnWrite => {
+                let file = file.file.clone();
                 self.copy(frames, page, present)?;
-                file.file.unpin_block(block);
+                if !is_hole {
+                    file.unpin(block, 1);
+                }
                 Ok(Step::Done(Outcome::Copied))
             }
         }

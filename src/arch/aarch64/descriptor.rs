@@ -188,6 +188,12 @@ impl Entry {
         self.0 & (READ_ONLY | VALID) == VALID
     }
 
+    /// Whether it lets no store through, or would not if it were not held.
+    #[inline(always)]
+    pub const fn is_read_only(self) -> bool {
+        self.0 & READ_ONLY != 0
+    }
+
     /// Whether instructions may be fetched.
     #[inline(always)]
     pub const fn is_executable(self) -> bool {

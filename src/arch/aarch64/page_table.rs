@@ -88,6 +88,18 @@ pub struct PageTables<'f, M> {
     last: Option<(u64, Frame)>,
 }
 
+/// A bit for each page of a group.
+const GROUP_BITS: u64 = (1 << GROUP) - 1;
+
+/// Whether a group's frames follow each other from a multiple of their number on.
+fn is_run(frames: &[Frame]) -> bool {
+    frames[0].0.is_multiple_of(GROUP as u64)
+        && frames
+            .iter()
+            .zip(frames[0].0..)
+            .all(|(frame, next)| frame.0 == next)
+}
+
 /// Where a walk ended.
 #[derive(Clone, Copy)]
 struct Place {
@@ -802,6 +814,92 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
             return self.enter_one(page.0, first, attributes);
         }
         self.enter_several(page.0, count, first, attributes, protection)
+    }
+
+    fn zero_frame(&self) -> Frame {
+        self.zero
+    }
+
+    fn absent(&self, page: Page, count: u64) -> u64 {
+        let all = u64::MAX >> (64 - count);
+        let place = self.walk(page.0);
+        if place.level < PAGE_LEVEL {
+            return if place.value.is_empty() { all } else { 0 };
+        }
+        let base = page.0 as usize % ENTRIES;
+        let mut absent = 0;
+        for i in 0..count {
+            let value = self.read(self.entry(place.table, base + i as usize));
+            absent |= u64::from(value.is_empty()) << i;
+        }
+        absent
+    }
+
+    fn enter_file_pages(
+        &mut self,
+        page: Page,
+        pages: u64,
+        frames: &[Frame; 64],
+        protection: Protection,
+    ) -> Result<(), OutOfFrames> {
+        if pages == 0 {
+            return Ok(());
+        }
+        let table = self.create(page.0, PAGE_LEVEL)?.table;
+        let single = attributes(Kind::File, protection, Stores::Trap);
+        let base = page.0 as usize % ENTRIES;
+        self.mmu.order();
+        let mut rest = pages;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            let is_group = (base + i).is_multiple_of(GROUP)
+                && rest >> i & GROUP_BITS == GROUP_BITS
+                && is_run(&frames[i..i + GROUP]);
+            let (count, attributes) = match is_group {
+                true => (GROUP, single.contiguous()),
+                false => (1, single),
+            };
+            for i in i..i + count {
+                let frame = frames[i];
+                self.synchronize(frame, 1, protection);
+                let leaf = Entry::leaf(frame.start(), attributes, PAGE_LEVEL);
+                self.store(
+                    self.entry(table, base + i),
+                    leaf,
+                    page.0 + i as u64,
+                    PAGE_LEVEL,
+                );
+                rest &= !(1 << i);
+            }
+        }
+        self.frames.add_to_count(table, pages.count_ones());
+        self.mmu.publish();
+        Ok(())
+    }
+
+    fn write_protect(&mut self, range: Range<Page>) {
+        let mut forget = Forget::default();
+        let mut rest = range.start.0..range.end.0;
+        while !rest.is_empty() {
+            let place = self.walk_to_own(rest.start);
+            if place.level < PAGE_LEVEL {
+                // Nothing, zeros, or a block of anonymous memory: pages of files are entered one by one.
+                rest.start = (rest.start & !(span(place.level) - 1)) + span(place.level);
+                continue;
+            }
+            let part = Self::in_table(&rest);
+            for page in part.clone() {
+                let entry = self.entry(place.table, page as usize % ENTRIES);
+                let value = self.read(entry);
+                // What is held is no different: it shows what stores it let through.
+                if value.is_file() && !value.is_read_only() {
+                    self.store(entry, value.write_protected(), page, PAGE_LEVEL);
+                    forget.add(page, 1);
+                }
+            }
+            rest.start = part.end;
+        }
+        self.forget(forget);
     }
 
     #[inline]

@@ -2,11 +2,13 @@
 
 use super::Ext4;
 use super::inode::{ROOT, Time};
+use crate::fs::block::BlockDevice;
 use crate::fs::error::{FsError, ReadOnlyReason, Structure};
 use crate::fs::{
     Attributes, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Reservation,
     Statistics, Timestamp,
 };
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// Bytes of a file read or written with the volume locked once; no more than one operation backs, with any block size.
@@ -22,6 +24,10 @@ impl FileSystem for Ext4 {
 
     fn statistics(&self) -> Result<Statistics, FsError> {
         self.volume.lock().statistics()
+    }
+
+    fn device(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(self.volume.lock().store.device().clone())
     }
 
     fn read_only(&self) -> Option<ReadOnlyReason> {

@@ -1,0 +1,287 @@
+//! A file system whose files are in the page cache: reads, writes and sizes go through it, all else to the file system
+//! beneath.
+//!
+//! A file is open beneath as long as it is cached, so its number is not given to another; it ends when it has no name,
+//! no user and no map.
+
+use super::block::BlockDevice;
+use super::error::{FsError, ReadOnlyReason};
+use super::file_system::{
+    Attributes, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Reservation,
+    Statistics, Timestamp,
+};
+use crate::mm::cache::{CachedFile, PageCache, VolumeId};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Bytes read or written at a time. They go through memory that cannot fault: the caller's may be a map.
+const PIECE: usize = 128 << 10;
+
+/// A file system behind the page cache.
+pub struct Cached {
+    beneath: Arc<dyn FileSystem>,
+    cache: &'static PageCache,
+    volume: VolumeId,
+}
+
+impl Cached {
+    /// Puts the page cache in front of `beneath`, which has just been mounted and offers a
+    /// [device](FileSystem::device).
+    pub fn new(beneath: Arc<dyn FileSystem>, cache: &'static PageCache) -> Self {
+        Self {
+            beneath,
+            cache,
+            volume: cache.new_volume(),
+        }
+    }
+
+    /// Which files of the cache are this file system's.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    fn file(&self, file: FileId) -> Result<Arc<CachedFile>, FsError> {
+        self.cache.file(self.volume, &self.beneath, file, None)
+    }
+
+    fn find(&self, file: FileId) -> Option<Arc<CachedFile>> {
+        self.cache.find(self.volume, file)
+    }
+
+    /// Does `f`, which may take the last name from `file`, and lets the cache know.
+    fn unnaming(
+        &self,
+        file: Option<FileId>,
+        f: impl FnOnce() -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
+        let cached = file.and_then(|file| self.find(file));
+        f()?;
+        match cached {
+            Some(cached) if self.beneath.attributes(cached.id())?.links == 0 => cached.unlinked(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes what is dirty of `file` to the device.
+    fn write_back(&self, file: FileId) -> Result<(), FsError> {
+        match self.find(file) {
+            Some(file) => file.write_out(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FileSystem for Cached {
+    fn root(&self) -> FileId {
+        self.beneath.root()
+    }
+
+    fn statistics(&self) -> Result<Statistics, FsError> {
+        self.beneath.statistics()
+    }
+
+    fn device(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.beneath.device()
+    }
+
+    fn read_only(&self) -> Option<ReadOnlyReason> {
+        self.beneath.read_only()
+    }
+
+    fn mappable(&self, file: FileId, name: &str) -> Result<Arc<CachedFile>, FsError> {
+        let file = self.file(file)?;
+        file.set_name(name);
+        Ok(file)
+    }
+
+    fn attributes(&self, file: FileId) -> Result<Attributes, FsError> {
+        let mut attributes = self.beneath.attributes(file)?;
+        if let Some(cached) = self.find(file) {
+            attributes.size = cached.size();
+        }
+        Ok(attributes)
+    }
+
+    fn lookup(&self, directory: FileId, name: &[u8]) -> Result<FileId, FsError> {
+        self.beneath.lookup(directory, name)
+    }
+
+    fn read_directory(
+        &self,
+        directory: FileId,
+        cursor: &mut Cursor,
+    ) -> Result<Vec<DirectoryEntry>, FsError> {
+        self.beneath.read_directory(directory, cursor)
+    }
+
+    fn read_link(&self, link: FileId) -> Result<Vec<u8>, FsError> {
+        self.beneath.read_link(link)
+    }
+
+    fn open(&self, file: FileId) -> Result<(), FsError> {
+        match self.file(file) {
+            Ok(file) => {
+                file.open();
+                Ok(())
+            }
+            Err(FsError::NotAFile) => self.beneath.open(file),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn close(&self, file: FileId) -> Result<(), FsError> {
+        match self.find(file) {
+            Some(file) => file.close(),
+            None => self.beneath.close(file),
+        }
+    }
+
+    fn read_at(&self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<usize, FsError> {
+        let file = self.file(file)?;
+        let mut piece = buffer(bytes.len())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let len = piece.len().min(bytes.len() - done);
+            let at = offset.saturating_add(done as u64);
+            let read = file.read(at, &mut piece[..len])?;
+            bytes[done..done + read].copy_from_slice(&piece[..read]);
+            done += read;
+            if read < len {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let file = self.file(file)?;
+        let mut piece = buffer(bytes.len())?;
+        let mut at = offset;
+        for part in bytes.chunks(PIECE) {
+            let piece = &mut piece[..part.len()];
+            piece.copy_from_slice(part);
+            file.write(at, piece)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, file: FileId, len: u64) -> Result<(), FsError> {
+        self.file(file)?.set_len(len)
+    }
+
+    fn set_permissions(&self, file: FileId, permissions: u16) -> Result<(), FsError> {
+        self.beneath.set_permissions(file, permissions)
+    }
+
+    fn set_times(
+        &self,
+        file: FileId,
+        accessed: Timestamp,
+        modified: Timestamp,
+    ) -> Result<(), FsError> {
+        // Writing back changes the time of the last change: it must come first.
+        self.write_back(file)?;
+        self.beneath.set_times(file, accessed, modified)
+    }
+
+    fn create(
+        &self,
+        directory: FileId,
+        name: &[u8],
+        kind: FileKind,
+        permissions: u16,
+    ) -> Result<FileId, FsError> {
+        self.beneath.create(directory, name, kind, permissions)
+    }
+
+    fn symlink(&self, directory: FileId, name: &[u8], target: &[u8]) -> Result<FileId, FsError> {
+        self.beneath.symlink(directory, name, target)
+    }
+
+    fn link(&self, file: FileId, directory: FileId, name: &[u8]) -> Result<(), FsError> {
+        self.beneath.link(file, directory, name)
+    }
+
+    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
+        let file = self.beneath.lookup(directory, name)?;
+        self.unnaming(Some(file), || self.beneath.unlink(directory, name))
+    }
+
+    fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
+        self.beneath.remove_directory(directory, name)
+    }
+
+    fn rename(
+        &self,
+        from: FileId,
+        name: &[u8],
+        to: FileId,
+        new_name: &[u8],
+    ) -> Result<(), FsError> {
+        let replaced = self.beneath.lookup(to, new_name).ok();
+        self.unnaming(replaced, || self.beneath.rename(from, name, to, new_name))
+    }
+
+    fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {
+        // Where delayed blocks will be is known when they are written.
+        self.write_back(file)?;
+        self.beneath.map(file, offset, len)
+    }
+
+    fn reserve(&self, _: FileId, _: u64, _: u64) -> Result<Reservation, FsError> {
+        Err(FsError::NotOffered)
+    }
+
+    fn release(&self, reservation: Reservation) {
+        self.beneath.release(reservation);
+    }
+
+    fn allocate(&self, _: FileId, _: u64, _: u64, _: Reservation) -> Result<Vec<Extent>, FsError> {
+        Err(FsError::NotOffered)
+    }
+
+    fn written(&self, _: FileId, _: u64, _: u64, _: u64) -> Result<(), FsError> {
+        Err(FsError::NotOffered)
+    }
+
+    fn truncate_prepare(&self, _: FileId, _: u64) -> Result<(), FsError> {
+        Err(FsError::NotOffered)
+    }
+
+    fn sync_file(&self, file: FileId) -> Result<(), FsError> {
+        match self.find(file) {
+            Some(file) => Ok(file.sync(0..u64::MAX)?),
+            None => self.beneath.sync_file(file),
+        }
+    }
+
+    fn sync(&self) -> Result<(), FsError> {
+        let written = self.cache.write_back(Some(self.volume));
+        self.beneath.sync()?;
+        Ok(written?)
+    }
+
+    fn unmount(&self) -> Result<(), FsError> {
+        if self.cache.is_mapped(self.volume) {
+            return Err(FsError::Busy);
+        }
+        let written = self.cache.write_back(Some(self.volume));
+        let ended = self.cache.end_volume(self.volume);
+        // Whatever failed, what can be made durable is.
+        self.beneath.unmount()?;
+        written?;
+        ended
+    }
+}
+
+/// Memory that cannot fault.
+fn buffer(len: usize) -> Result<Vec<u8>, FsError> {
+    let len = len.min(PIECE);
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(len)
+        .map_err(|_| FsError::OutOfMemory)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}

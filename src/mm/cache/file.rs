@@ -1,0 +1,1201 @@
+//! A file in the cache.
+
+use super::chunk::{Chunk, PAGES, Slot, bits, mask};
+use super::read_ahead::{ReadAhead, Window};
+use super::transfer::Run;
+use super::{PageCache, VolumeId, add};
+use crate::arch::page;
+use crate::fs::block::BlockDevice;
+use crate::fs::{FileId, FileKind, FileSystem, FsError, Reservation};
+use crate::mm::addr::{Frame, PAGE_SIZE};
+use crate::mm::frame::{Owner, Urgency};
+use crate::mm::object::{
+    BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, SyncMode, Which,
+};
+use crate::sync::{Mutex, SpinLock, SpinLockGuard, WaitQueue};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::ops::Range;
+use spin::Once;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// The most blocks of one run: what most devices take in one request.
+pub(super) const MAX_RUN: usize = 256;
+
+/// Frames that runs of which are asked for together.
+const GROUP_ORDER: u32 = 4;
+const GROUP: u64 = 1 << GROUP_ORDER;
+
+/// The largest read-ahead: 4 MiB.
+const MAX_WINDOW: u64 = 1024;
+
+/// Frames that must be free before a chunk is made: more than the heap takes for that.
+const HEAP_ROOM: u64 = 8;
+
+/// A file, and those of its pages that are in memory.
+pub struct CachedFile {
+    cache: &'static PageCache,
+    volume: VolumeId,
+    fs: Arc<dyn FileSystem>,
+    device: Arc<dyn BlockDevice>,
+    id: FileId,
+    name: Once<String>,
+    block_size: u64,
+    is_read_only: bool,
+    state: SpinLock<State>,
+    /// Where those wait who need a page that is busy or being written.
+    changed: WaitQueue,
+    /// Held by whoever changes the size.
+    resizing: Mutex<()>,
+}
+
+pub(super) struct State {
+    pub size: u64,
+    pub chunks: BTreeMap<u64, Box<Chunk>>,
+    ahead: ReadAhead,
+    /// Asked for last: asking again at once says nothing.
+    last_touched: u64,
+    read_error: IoError,
+    /// What went wrong with a write that nobody was told of.
+    pub write_error: Option<IoError>,
+    users: u32,
+    is_unlinked: bool,
+    handle: Weak<FileHandle>,
+}
+
+impl State {
+    /// Blocks of the file.
+    pub(super) fn blocks(&self) -> u64 {
+        self.size.div_ceil(PAGE)
+    }
+
+    pub(super) fn chunk(&mut self, block: u64) -> Option<&mut Chunk> {
+        self.chunks
+            .get_mut(&(block / PAGES))
+            .map(|chunk| &mut **chunk)
+    }
+
+    fn slot(&self, block: u64) -> Slot {
+        match self.chunks.get(&(block / PAGES)) {
+            Some(chunk) => chunk.slot((block % PAGES) as u32),
+            None => Slot::Absent,
+        }
+    }
+
+    /// The first absent block from `at` on, before `end`.
+    fn first_absent(&self, mut at: u64, end: u64) -> Option<u64> {
+        while at < end {
+            let Some(chunk) = self.chunks.get(&(at / PAGES)) else {
+                return Some(at);
+            };
+            let absent = !(chunk.resident | chunk.busy | chunk.hole) & mask(at % PAGES, PAGES);
+            let first = at - at % PAGES + u64::from(absent.trailing_zeros());
+            if absent != 0 {
+                return (first < end).then_some(first);
+            }
+            at = first;
+        }
+        None
+    }
+
+    /// Somebody asks for a resident block.
+    fn touch(&mut self, cache: &PageCache, block: u64) {
+        if self.last_touched == block {
+            return;
+        }
+        self.last_touched = block;
+        if let Some(chunk) = self.chunk(block) {
+            add(&cache.counts.used, chunk.touch(1 << (block % PAGES)).into());
+        }
+        add(&cache.counts.hits, 1);
+    }
+}
+
+/// Chunks with those of their pages that lie in `blocks`, as a mask.
+pub(super) fn chunks_of(blocks: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let mut at = blocks.start;
+    core::iter::from_fn(move || {
+        if at >= blocks.end {
+            return None;
+        }
+        let chunk = at / PAGES;
+        let first = chunk * PAGES;
+        let end = blocks.end.min(first + PAGES);
+        let pages = mask(at - first, end - first);
+        at = end;
+        Some((chunk, pages))
+    })
+}
+
+/// What is in memory of a file, block by block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residence {
+    /// Not in memory.
+    Absent,
+    /// On its way.
+    Busy,
+    /// A hole: zeros.
+    Hole,
+    /// As on the device.
+    Clean,
+    /// Newer than on the device.
+    Dirty,
+    /// Being written.
+    Writing,
+}
+
+impl CachedFile {
+    pub(super) fn new(
+        cache: &'static PageCache,
+        volume: VolumeId,
+        fs: Arc<dyn FileSystem>,
+        id: FileId,
+        name: &str,
+    ) -> Result<Self, FsError> {
+        let attributes = fs.attributes(id)?;
+        if attributes.kind != FileKind::File {
+            return Err(FsError::NotAFile);
+        }
+        let named = Once::new();
+        if !name.is_empty() {
+            named.call_once(|| String::from(name));
+        }
+        Ok(Self {
+            cache,
+            volume,
+            device: fs.device().ok_or(FsError::NotOffered)?,
+            block_size: u64::from(fs.statistics()?.block_size),
+            is_read_only: fs.read_only().is_some(),
+            id,
+            name: named,
+            state: SpinLock::new(State {
+                size: attributes.size,
+                chunks: BTreeMap::new(),
+                ahead: ReadAhead::new(),
+                last_touched: u64::MAX,
+                read_error: IoError::Device,
+                write_error: None,
+                users: 0,
+                is_unlinked: attributes.links == 0,
+                handle: Weak::new(),
+            }),
+            changed: WaitQueue::new(),
+            resizing: Mutex::new(()),
+            fs,
+        })
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        self.name.get().map_or("?", String::as_str)
+    }
+
+    /// Lets people call it that, if it has no name yet.
+    pub fn set_name(&self, name: &str) {
+        self.name.call_once(|| String::from(name));
+    }
+
+    /// The file in its file system.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// The file system.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.state.lock().size
+    }
+
+    pub(super) fn cache(&self) -> &'static PageCache {
+        self.cache
+    }
+
+    pub(super) fn fs(&self) -> &dyn FileSystem {
+        &*self.fs
+    }
+
+    pub(super) fn device(&self) -> &dyn BlockDevice {
+        &*self.device
+    }
+
+    pub(super) fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    pub(super) fn pointer(&self, frame: Frame) -> *mut u8 {
+        self.cache.frames.pointer(frame)
+    }
+
+    pub(super) fn lock(&self) -> SpinLockGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Lets go of the lock until something has changed.
+    pub(super) fn wait<'a>(&'a self, state: SpinLockGuard<'a, State>) -> SpinLockGuard<'a, State> {
+        drop(state);
+        self.device.poll();
+        self.state.lock()
+    }
+
+    pub(super) fn wait_while<'a>(
+        &'a self,
+        mut state: SpinLockGuard<'a, State>,
+        condition: impl Fn(&mut State) -> bool,
+    ) -> SpinLockGuard<'a, State> {
+        while condition(&mut state) {
+            state = self.wait(state);
+            if condition(&mut state) {
+                state = self.changed.wait(state);
+            }
+        }
+        state
+    }
+
+    pub(super) fn wake(&self) {
+        self.changed.wake_all();
+    }
+
+    /// What maps hold of it: one for all of them.
+    pub fn handle(self: &Arc<Self>) -> Arc<FileHandle> {
+        let mut state = self.state.lock();
+        if let Some(handle) = state.handle.upgrade() {
+            return handle;
+        }
+        let handle = Arc::new(FileHandle(self.clone()));
+        state.handle = Arc::downgrade(&handle);
+        handle
+    }
+
+    /// How maps know the file, if any shows it.
+    fn key(&self) -> Option<FileKey> {
+        let state = self.state.lock();
+        (state.handle.strong_count() > 0).then(|| FileKey::of(state.handle.as_ptr()))
+    }
+
+    /// Whether a map shows it.
+    pub fn is_mapped(&self) -> bool {
+        self.state.lock().handle.strong_count() > 0
+    }
+
+    /// Removes the blocks' translations.
+    pub(super) fn unmap(&self, blocks: Range<u64>, which: Which) {
+        if let (Some(aliases), Some(key)) = (self.cache.aliases(), self.key()) {
+            aliases.unmap(key, blocks, which);
+        }
+    }
+
+    /// Lets stores to the blocks fault.
+    pub(super) fn write_protect(&self, blocks: Range<u64>) {
+        if let (Some(aliases), Some(key)) = (self.cache.aliases(), self.key()) {
+            aliases.write_protect(key, blocks);
+        }
+    }
+
+    // --- who uses it ---
+
+    /// One more user.
+    pub fn open(&self) {
+        self.state.lock().users += 1;
+    }
+
+    /// One user less. The last one of a file without a name lets it go.
+    pub fn close(self: &Arc<Self>) -> Result<(), FsError> {
+        let mut state = self.state.lock();
+        state.users = state.users.saturating_sub(1);
+        drop(state);
+        self.forget_if_unlinked()
+    }
+
+    /// It has lost its last name.
+    pub fn unlinked(self: &Arc<Self>) -> Result<(), FsError> {
+        self.state.lock().is_unlinked = true;
+        self.forget_if_unlinked()
+    }
+
+    pub(super) fn forget_if_unlinked(self: &Arc<Self>) -> Result<(), FsError> {
+        if self.state.lock().is_unlinked {
+            self.cache.forget(self)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nobody has use for it.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        let is_used = state.users > 0 || state.handle.strong_count() > 0;
+        let is_kept = !state.is_unlinked
+            && (state.write_error.is_some()
+                || state.chunks.values().any(|chunk| !chunk.is_empty()));
+        !is_used && !is_kept
+    }
+
+    /// Ends it, when nobody finds it any more: what is in memory is dropped.
+    pub(super) fn end(&self) -> Result<(), FsError> {
+        self.drop_from(0);
+        self.fs.close(self.id)
+    }
+
+    // --- pages that come ---
+
+    /// The largest window there is memory for.
+    fn max_window(&self) -> u64 {
+        (self.cache.frames.counts().total / 16).clamp(1, MAX_WINDOW)
+    }
+
+    /// The chunk of `block`, a new one if need be. Takes memory from the heap, and says so if there is none.
+    fn chunk_for<'s>(
+        self: &Arc<Self>,
+        state: &'s mut State,
+        block: u64,
+    ) -> Result<&'s mut Chunk, IoError> {
+        let number = block / PAGES;
+        if !state.chunks.contains_key(&number) {
+            if !self.cache.frames.has(HEAP_ROOM, Urgency::Kernel) {
+                return Err(IoError::OutOfFrames);
+            }
+            self.cache.enrol(self, number)?;
+            state.chunks.insert(number, Box::new(Chunk::new()));
+        }
+        state.chunk(block).ok_or(IoError::OutOfFrames)
+    }
+
+    /// Marks the first run of absent blocks in `blocks` as busy; `None` where there is none.
+    fn begin_read(
+        self: &Arc<Self>,
+        blocks: &Range<u64>,
+        window: &Window,
+        wanted: Option<u64>,
+    ) -> Result<Option<Run>, IoError> {
+        let mut frames = Vec::new();
+        let most = (blocks.end - blocks.start).min(MAX_RUN as u64) as usize;
+        frames
+            .try_reserve_exact(most)
+            .map_err(|_| IoError::OutOfFrames)?;
+        let mut state = self.state.lock();
+        let end = blocks.end.min(state.blocks());
+        let Some(first) = state.first_absent(blocks.start, end) else {
+            return Ok(None);
+        };
+        let mut at = first;
+        while at < end && frames.len() < most && state.slot(at) == Slot::Absent {
+            let chunk = match self.chunk_for(&mut state, at) {
+                Ok(chunk) => chunk,
+                Err(_) if at > first => break,
+                Err(error) => return Err(error),
+            };
+            let group = mask(at % PAGES, (at % PAGES + GROUP).min(PAGES));
+            let is_group = at.is_multiple_of(GROUP)
+                && at + GROUP <= end
+                && frames.len() + GROUP as usize <= most
+                && (chunk.resident | chunk.busy | chunk.hole) & group == 0;
+            let (frame, count) = match self.alloc(is_group) {
+                Ok(some) => some,
+                Err(_) if at > first => break,
+                Err(error) => return Err(error),
+            };
+            for i in 0..count {
+                let block = at + i;
+                let (page, bit) = ((block % PAGES) as u32, 1 << (block % PAGES));
+                frames.push(Frame(frame.0 + i));
+                chunk.begin(page, Frame(frame.0 + i));
+                let is_refault = chunk.evicted & bit != 0;
+                chunk.evicted &= !bit;
+                if wanted != Some(block) {
+                    chunk.ahead |= bit;
+                    add(&self.cache.counts.read_ahead, 1);
+                } else if is_refault {
+                    // Evicted too early: the next round of the hand spares it.
+                    chunk.touch(bit);
+                    chunk.touch(bit);
+                    add(&self.cache.counts.refaults, 1);
+                }
+                if window.edge == Some(block) {
+                    chunk.edge |= bit;
+                }
+            }
+            at += count;
+        }
+        Ok(Some(Run { first, frames }))
+    }
+
+    /// A frame, or a group of them where that is possible and wanted.
+    fn alloc(&self, is_group: bool) -> Result<(Frame, u64), IoError> {
+        let frames = self.cache.frames;
+        if is_group && let Ok(first) = frames.alloc_run(Owner::Cache, Urgency::Data, GROUP_ORDER) {
+            return Ok((first, GROUP));
+        }
+        let frame = frames.alloc(Owner::Cache, Urgency::Data);
+        frame
+            .map(|frame| (frame, 1))
+            .map_err(|_| IoError::OutOfFrames)
+    }
+
+    /// Reads what is absent in a window; `wanted` is a block of it somebody waits for. Returns when all is on its way.
+    fn read_window(self: &Arc<Self>, window: &Window, wanted: Option<u64>) -> Result<(), IoError> {
+        self.cache
+            .make_frames(window.blocks.end - window.blocks.start);
+        let mut rest = window.blocks.clone();
+        while !rest.is_empty() {
+            match self.begin_read(&rest, window, wanted) {
+                Ok(Some(run)) => {
+                    rest.start = run.blocks().end;
+                    self.read_run(&run);
+                }
+                Ok(None) => break,
+                // What nobody waits for may as well be read later.
+                Err(error) => {
+                    return if rest == window.blocks {
+                        Err(error)
+                    } else {
+                        Ok(())
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a block into memory.
+    pub(super) fn prime(self: &Arc<Self>, block: u64, pattern: Pattern) -> Result<(), IoError> {
+        let bit = 1 << (block % PAGES);
+        let mut has_waited = false;
+        loop {
+            let mut state = self.state.lock();
+            if block >= state.blocks() {
+                return Ok(());
+            }
+            match state.slot(block) {
+                Slot::Resident(_) | Slot::Hole => return Ok(()),
+                Slot::Busy => {
+                    drop(self.wait_while(state, |state| state.slot(block) == Slot::Busy));
+                    has_waited = true;
+                    continue;
+                }
+                Slot::Absent => {}
+            }
+            let has_failed = state
+                .chunk(block)
+                .is_some_and(|chunk| chunk.failed & bit != 0);
+            if has_failed && has_waited {
+                return Err(state.read_error);
+            }
+            let most = self.max_window();
+            let mut window = state.ahead.on_miss(block, pattern, most);
+            window.blocks.end = window.blocks.end.min(state.blocks());
+            drop(state);
+            add(&self.cache.counts.misses, 1);
+            match self.read_window(&window, Some(block)) {
+                Err(IoError::OutOfFrames) if self.cache.reclaim_or_write() => {}
+                result => result?,
+            }
+            has_waited = true;
+        }
+    }
+
+    fn read_ahead(self: &Arc<Self>, block: u64) {
+        let most = self.max_window();
+        let mut state = self.state.lock();
+        if let Some(chunk) = state.chunk(block) {
+            chunk.edge &= !(1 << (block % PAGES));
+        }
+        let Some(mut window) = state.ahead.on_edge(block, most) else {
+            return;
+        };
+        window.blocks.end = window.blocks.end.min(state.blocks());
+        drop(state);
+        // An error is one of memory: whoever needs the blocks will wait for it.
+        let _ = self.read_window(&window, None);
+    }
+
+    /// Reads have ended. Called by the device's interrupt.
+    pub(super) fn end_read(&self, blocks: Range<u64>, result: Result<(), IoError>) {
+        let mut state = self.state.lock();
+        let (size, mut failed) = (state.size, Vec::new());
+        if let Err(error) = result {
+            state.read_error = error;
+        }
+        for (number, pages) in chunks_of(blocks.clone()) {
+            let Some(chunk) = state.chunks.get_mut(&number) else {
+                continue;
+            };
+            let first = number * PAGES;
+            if result.is_err() {
+                chunk.failed |= pages;
+                for i in bits(pages) {
+                    failed.push(chunk.take(i));
+                }
+                continue;
+            }
+            // What lies past the end of the file is zeros, whatever the device holds.
+            if (first..first + PAGES).contains(&(size / PAGE))
+                && pages >> (size / PAGE - first) & 1 != 0
+            {
+                zero_from(
+                    self.pointer(chunk.frame((size / PAGE - first) as u32)),
+                    size % PAGE,
+                );
+            }
+            chunk.publish(pages);
+        }
+        drop(state);
+        for frame in failed {
+            self.cache.frames.free(frame, Owner::Cache);
+        }
+        self.changed.wake_all();
+    }
+
+    /// The block has a place on the device.
+    pub(super) fn note_backed(&self, block: u64) {
+        if let Some(chunk) = self.state.lock().chunk(block) {
+            chunk.backed |= 1 << (block % PAGES);
+        }
+    }
+
+    /// Busy blocks are holes.
+    pub(super) fn become_holes(&self, blocks: &[u64]) {
+        if blocks.is_empty() {
+            return;
+        }
+        for block in blocks {
+            let mut state = self.state.lock();
+            let Some(chunk) = state.chunk(*block) else {
+                continue;
+            };
+            let frame = chunk.take((block % PAGES) as u32);
+            chunk.hole |= 1 << (block % PAGES);
+            drop(state);
+            self.cache.frames.free(frame, Owner::Cache);
+        }
+        self.changed.wake_all();
+    }
+
+    // --- stores ---
+
+    /// Makes sure that the block may become dirty.
+    fn make_room(self: &Arc<Self>, block: u64) -> Result<(), IoError> {
+        if self.is_read_only {
+            return Err(IoError::ReadOnly);
+        }
+        self.cache.limit_dirty()?;
+        let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
+        let state = self.state.lock();
+        if block >= state.blocks() {
+            return Ok(());
+        }
+        if state.slot(block) == Slot::Hole {
+            drop(state);
+            self.fill_hole(block)?;
+        } else {
+            drop(state);
+        }
+        let is_backed = |state: &mut State| {
+            state
+                .chunk(block)
+                .is_none_or(|chunk| chunk.resident & !chunk.backed & bit == 0)
+        };
+        // Whoever finds it gone by now looks again.
+        if is_backed(&mut self.state.lock()) {
+            return Ok(());
+        }
+        let promise = self.fs.reserve(self.id, block * PAGE, PAGE)?;
+        let mut state = self.state.lock();
+        let unused = if is_backed(&mut state) {
+            Some(promise)
+        } else if let Some(chunk) = state.chunk(block) {
+            give_room(chunk, page, promise);
+            None
+        } else {
+            Some(promise)
+        };
+        drop(state);
+        if let Some(promise) = unused {
+            self.fs.release(promise);
+        }
+        Ok(())
+    }
+
+    /// Makes a page of zeros of a hole. No map shows the hole any more when the page is published.
+    fn fill_hole(self: &Arc<Self>, block: u64) -> Result<(), IoError> {
+        let page = (block % PAGES) as u32;
+        let frame = loop {
+            match self.alloc(false) {
+                Ok((frame, _)) => break frame,
+                Err(_) if self.cache.reclaim_or_write() => {}
+                Err(error) => return Err(error),
+            }
+        };
+        // SAFETY: the frame is ours.
+        unsafe { page::zero(self.pointer(frame), 1) };
+        let mut state = self.state.lock();
+        if state.slot(block) != Slot::Hole {
+            drop(state);
+            self.cache.frames.free(frame, Owner::Cache);
+            return Ok(());
+        }
+        if let Some(chunk) = state.chunk(block) {
+            chunk.hole &= !(1 << page);
+            chunk.begin(page, frame);
+        }
+        drop(state);
+        self.unmap(block..block + 1, Which::All);
+        self.end_read(block..block + 1, Ok(()));
+        Ok(())
+    }
+
+    /// Reads at `offset`; returns how much, less than asked for only at the end of the file. `bytes` cannot fault.
+    pub fn read(self: &Arc<Self>, offset: u64, bytes: &mut [u8]) -> Result<usize, IoError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset.saturating_add(done as u64);
+            let mut state = self.state.lock();
+            if at >= state.size {
+                break;
+            }
+            let (block, from) = (at / PAGE, (at % PAGE) as usize);
+            let len = (PAGE_SIZE - from).min(bytes.len() - done);
+            let len = len.min(usize::try_from(state.size - at).unwrap_or(len));
+            let to = &mut bytes[done..done + len];
+            match state.slot(block) {
+                Slot::Resident(frame) => {
+                    // SAFETY: the frame is the cache's, and stays with the lock held; programs may store to it, and
+                    // then any of the bytes is right.
+                    unsafe {
+                        let start = self.pointer(frame).add(from);
+                        to.as_mut_ptr().copy_from_nonoverlapping(start, len);
+                    }
+                    state.touch(self.cache, block);
+                    let bit = 1 << (block % PAGES);
+                    let is_edge = state
+                        .chunk(block)
+                        .is_some_and(|chunk| chunk.edge & bit != 0);
+                    drop(state);
+                    if is_edge {
+                        self.read_ahead(block);
+                    }
+                    done += len;
+                }
+                Slot::Hole => {
+                    to.fill(0);
+                    done += len;
+                }
+                Slot::Busy | Slot::Absent => {
+                    drop(state);
+                    self.prime(block, Pattern::Normal)?;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes `bytes`, which cannot fault, at `offset`; the file grows where needed. An error leaves what was written
+    /// before it.
+    pub fn write(self: &Arc<Self>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if let Some(reason) = self.fs.read_only() {
+            return Err(FsError::ReadOnly(reason));
+        }
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(FsError::FileTooLarge)?;
+        self.cache.limit_dirty()?;
+        let resizing = self.resizing.lock();
+        let blocks = offset / PAGE..end.div_ceil(PAGE);
+        self.settle_end(offset)?;
+        let mut promise = match self.lacks_room(blocks.clone()) {
+            true => self.fs.reserve(
+                self.id,
+                blocks.start * PAGE,
+                (blocks.end - blocks.start) * PAGE,
+            )?,
+            false => Reservation::NONE,
+        };
+        let have_places = promise.is_none();
+        let mut done = 0;
+        let result = loop {
+            let at = offset + done as u64;
+            if at == end {
+                break Ok(());
+            }
+            let from = (at % PAGE) as usize;
+            let len = (PAGE_SIZE - from).min(bytes.len() - done);
+            let left = (blocks.end - at / PAGE) as u32;
+            let room = if have_places {
+                None
+            } else {
+                Some(&mut promise)
+            };
+            match self.write_block(at / PAGE, from, &bytes[done..done + len], room, left) {
+                Ok(()) => done += len,
+                Err(error) => break Err(error.into()),
+            }
+        };
+        drop(resizing);
+        if !promise.is_none() {
+            self.fs.release(promise);
+        }
+        result
+    }
+
+    /// Whether one of the blocks may not become dirty yet.
+    fn lacks_room(&self, blocks: Range<u64>) -> bool {
+        let state = self.state.lock();
+        chunks_of(blocks).any(|(number, pages)| {
+            state
+                .chunks
+                .get(&number)
+                .is_none_or(|chunk| pages & !chunk.backed != 0)
+        })
+    }
+
+    /// Before a write at `offset`: where the last page ends with the file, and the write begins behind it, what lies
+    /// between reads as zeros from now on, whatever the device holds there.
+    fn settle_end(self: &Arc<Self>, offset: u64) -> Result<(), IoError> {
+        let size = self.size();
+        let block = size / PAGE;
+        if size % PAGE == 0 || offset / PAGE <= block {
+            return Ok(());
+        }
+        loop {
+            self.prime(block, Pattern::Normal)?;
+            self.make_room(block)?;
+            let mut state = self.state.lock();
+            let bit = 1 << (block % PAGES);
+            match state.chunk(block) {
+                Some(chunk) if chunk.hole & bit != 0 => return Ok(()),
+                Some(chunk) if chunk.resident & chunk.backed & bit != 0 => {
+                    let is_new = (chunk.dirty | chunk.writing) & bit == 0;
+                    chunk.dirty |= bit;
+                    drop(state);
+                    self.cache.note_dirty(u64::from(is_new));
+                    return Ok(());
+                }
+                // Evicted meanwhile.
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes `bytes` into one block, of which they cover a part, taking room from `promise`, which is for `left`
+    /// blocks; without one, the block has a place.
+    fn write_block(
+        self: &Arc<Self>,
+        block: u64,
+        from: usize,
+        bytes: &[u8],
+        promise: Option<&mut Reservation>,
+        left: u32,
+    ) -> Result<(), IoError> {
+        let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
+        let end = block * PAGE + (from + bytes.len()) as u64;
+        let mut fresh = None;
+        let result = loop {
+            let mut state = self.state.lock();
+            let frame = match state.slot(block) {
+                Slot::Resident(frame) => frame,
+                Slot::Busy => {
+                    drop(self.wait_while(state, |state| state.slot(block) == Slot::Busy));
+                    continue;
+                }
+                Slot::Hole => {
+                    drop(state);
+                    match self.fill_hole(block) {
+                        Ok(()) => continue,
+                        Err(error) => break Err(error),
+                    }
+                }
+                Slot::Absent => {
+                    let is_new = block * PAGE >= state.size;
+                    if !is_new && bytes.len() < PAGE_SIZE {
+                        drop(state);
+                        match self.prime(block, Pattern::Normal) {
+                            Ok(()) => continue,
+                            Err(error) => break Err(error),
+                        }
+                    }
+                    // No bytes of it are needed: it is not read.
+                    let Some(frame) = fresh.take() else {
+                        drop(state);
+                        match self.alloc(false) {
+                            Ok((frame, _)) => {
+                                // SAFETY: the frame is ours.
+                                unsafe { page::zero(self.pointer(frame), 1) };
+                                fresh = Some(frame);
+                            }
+                            Err(_) if self.cache.reclaim_or_write() => {}
+                            Err(error) => break Err(error),
+                        }
+                        continue;
+                    };
+                    match self.chunk_for(&mut state, block) {
+                        Ok(chunk) => {
+                            chunk.begin(page, frame);
+                            chunk.publish(1 << page);
+                            chunk.evicted &= !bit;
+                        }
+                        Err(error) => {
+                            fresh = Some(frame);
+                            drop(state);
+                            if self.cache.reclaim_or_write() {
+                                continue;
+                            }
+                            break Err(error);
+                        }
+                    }
+                    frame
+                }
+            };
+            if let Some(chunk) = state.chunk(block)
+                && chunk.backed & bit == 0
+            {
+                let part = promise.map_or(Reservation::NONE, |promise| promise.split(1, left));
+                give_room(chunk, page, part);
+            }
+            if end > state.size {
+                self.grow(&mut state, end);
+            }
+            // SAFETY: the frame is the cache's, and stays with the lock held. Programs may read or store it at the same
+            // time: that is what sharing a file means.
+            unsafe {
+                let start = self.pointer(frame).add(from);
+                start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            }
+            state.touch(self.cache, block);
+            if let Some(chunk) = state.chunk(block) {
+                self.cache
+                    .note_dirty(u64::from((chunk.dirty | chunk.writing) & bit == 0));
+                chunk.dirty |= bit;
+            }
+            break Ok(());
+        };
+        if let Some(frame) = fresh {
+            self.cache.frames.free(frame, Owner::Cache);
+        }
+        result
+    }
+
+    /// The file ends at `size` from now on, further than before. What programs stored behind its end is gone.
+    fn grow(&self, state: &mut State, size: u64) {
+        let (block, from) = (state.size / PAGE, state.size % PAGE);
+        if from > 0
+            && let Slot::Resident(frame) = state.slot(block)
+        {
+            zero_from(self.pointer(frame), from);
+        }
+        state.size = size;
+    }
+
+    /// Cuts the file, or lets it grow with zeros.
+    pub fn set_len(self: &Arc<Self>, len: u64) -> Result<(), FsError> {
+        let _resizing = self.resizing.lock();
+        let mut state = self.state.lock();
+        let before = state.size;
+        if len >= before {
+            drop(state);
+            if len > before {
+                // The file system first: from then on the device has zeros behind the old end.
+                self.fs.set_len(self.id, len)?;
+                self.grow(&mut self.state.lock(), len);
+            }
+            return Ok(());
+        }
+        // Size, maps, pages, blocks: nobody enters a page behind the end once the size says so.
+        state.size = len;
+        if let Slot::Resident(frame) = state.slot(len / PAGE)
+            && len % PAGE > 0
+        {
+            zero_from(self.pointer(frame), len % PAGE);
+        }
+        drop(state);
+        self.drop_from(len.div_ceil(PAGE));
+        self.fs.set_len(self.id, len)
+    }
+
+    /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
+    fn drop_from(&self, first: u64) {
+        self.unmap(first..u64::MAX, Which::All);
+        let mut from = first;
+        loop {
+            let mut frames = Vec::new();
+            let state = self.state.lock();
+            let Some((&number, _)) = state.chunks.range(from / PAGES..).next() else {
+                return;
+            };
+            let pages = mask((from.max(number * PAGES)) - number * PAGES, PAGES);
+            let is_moving = |state: &mut State| {
+                state
+                    .chunks
+                    .get(&number)
+                    .is_some_and(|chunk| (chunk.busy | chunk.writing) & pages != 0)
+            };
+            let mut state = self.wait_while(state, is_moving);
+            let mut promise = Reservation::NONE;
+            let mut is_pinned = false;
+            if let Some(chunk) = state.chunks.get_mut(&number) {
+                promise = chunk.redeem(pages);
+                let free = chunk.unpinned(chunk.resident & pages);
+                is_pinned = free != chunk.resident & pages;
+                self.cache
+                    .note_clean((chunk.dirty & free).count_ones().into());
+                frames.extend(bits(free).map(|i| chunk.take(i)));
+                chunk.hole &= !pages;
+                chunk.backed &= !pages;
+                chunk.evicted &= !pages;
+                if chunk.is_empty() {
+                    state.chunks.remove(&number);
+                }
+            }
+            drop(state);
+            for frame in frames {
+                self.cache.frames.free(frame, Owner::Cache);
+            }
+            if !promise.is_none() {
+                self.fs.release(promise);
+            }
+            if is_pinned {
+                // A fault entered it that had looked before the size changed.
+                self.unmap(first..u64::MAX, Which::All);
+                continue;
+            }
+            from = (number + 1) * PAGES;
+        }
+    }
+
+    // --- what a person sees ---
+
+    /// What is in memory of each of `blocks`.
+    pub fn residence(&self, blocks: Range<u64>) -> Vec<Residence> {
+        let state = self.state.lock();
+        let one = |block: u64| {
+            let bit = 1 << (block % PAGES);
+            let Some(chunk) = state.chunks.get(&(block / PAGES)) else {
+                return Residence::Absent;
+            };
+            match chunk.slot((block % PAGES) as u32) {
+                Slot::Absent => Residence::Absent,
+                Slot::Busy => Residence::Busy,
+                Slot::Hole => Residence::Hole,
+                Slot::Resident(_) if chunk.writing & bit != 0 => Residence::Writing,
+                Slot::Resident(_) if chunk.dirty & bit != 0 => Residence::Dirty,
+                Slot::Resident(_) => Residence::Clean,
+            }
+        };
+        blocks.map(one).collect()
+    }
+
+    /// Pages in memory, and those of them that are dirty.
+    pub fn pages(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        state.chunks.values().fold((0, 0), |(all, dirty), chunk| {
+            (
+                all + u64::from(chunk.resident.count_ones()),
+                dirty + u64::from((chunk.dirty | chunk.writing).count_ones()),
+            )
+        })
+    }
+
+    /// Panics where the state contradicts itself. For tests.
+    pub fn check(&self) {
+        let state = self.state.lock();
+        for (number, chunk) in &state.chunks {
+            chunk.check();
+            for i in bits(chunk.resident) {
+                assert!(
+                    number * PAGES + u64::from(i) < state.blocks(),
+                    "behind the end"
+                );
+            }
+        }
+    }
+}
+
+/// The page has room on the device now: `promise`, or a place.
+fn give_room(chunk: &mut Chunk, page: u32, promise: Reservation) {
+    let bit = 1 << page;
+    chunk.backed |= bit;
+    if !promise.is_none() {
+        chunk.promised |= bit;
+        chunk.promise.merge(promise);
+    }
+}
+
+/// Zeroes a page from byte `from` on.
+fn zero_from(start: *mut u8, from: u64) {
+    // SAFETY: the page is the cache's. Programs may store to it at the same time, behind the end of the file, where
+    // nothing is kept.
+    unsafe {
+        start
+            .add(from as usize)
+            .write_bytes(0, (PAGE - from) as usize)
+    };
+}
+
+/// A file as maps hold it.
+pub struct FileHandle(Arc<CachedFile>);
+
+impl FileHandle {
+    /// The file.
+    pub fn file(&self) -> &Arc<CachedFile> {
+        &self.0
+    }
+}
+
+impl Drop for FileHandle {
+    fn drop(&mut self) {
+        // Whoever drops it may hold the maps' lock, and closing a file is work.
+        if self.0.state.lock().is_unlinked {
+            self.0.cache.press();
+        }
+    }
+}
+
+impl MappableFile for FileHandle {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn pin_block(&self, block: u64) -> Lookup {
+        let mut state = self.0.state.lock();
+        if block >= state.blocks() {
+            return Lookup::PastEnd;
+        }
+        match state.slot(block) {
+            Slot::Absent => Lookup::Absent,
+            Slot::Busy => Lookup::Busy,
+            Slot::Hole => Lookup::Hole,
+            Slot::Resident(frame) => {
+                state.touch(self.0.cache, block);
+                let Some(chunk) = state.chunk(block) else {
+                    return Lookup::Absent;
+                };
+                chunk.pin((block % PAGES) as u32);
+                match chunk.edge >> (block % PAGES) & 1 {
+                    0 => Lookup::Resident(frame),
+                    _ => Lookup::Edge(frame),
+                }
+            }
+        }
+    }
+
+    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize]) -> u64 {
+        let mut state = self.0.state.lock();
+        let mut pinned = 0;
+        let mut used = 0;
+        // They lie in one chunk, or in two.
+        let shift = first % PAGES;
+        for (number, at) in [(first / PAGES, 0), (first / PAGES + 1, PAGES - shift)] {
+            let wanted = if at == 0 {
+                wanted << shift
+            } else if at < PAGES {
+                wanted >> at
+            } else {
+                0
+            };
+            if wanted == 0 {
+                continue;
+            }
+            let Some(chunk) = state.chunks.get_mut(&number) else {
+                continue;
+            };
+            let found = wanted & chunk.resident & !chunk.edge;
+            for i in bits(found) {
+                let place = if at == 0 {
+                    u64::from(i) - shift
+                } else {
+                    u64::from(i) + at
+                };
+                frames[place as usize] = chunk.pin(i);
+                pinned |= 1 << place;
+            }
+            used += (chunk.ahead & found).count_ones();
+            chunk.ahead &= !found;
+        }
+        add(&self.0.cache.counts.used, used.into());
+        pinned
+    }
+
+    fn unpin(&self, first: u64, count: u64) {
+        let mut state = self.0.state.lock();
+        for (number, pages) in chunks_of(first..first + count) {
+            if let Some(chunk) = state.chunks.get_mut(&number) {
+                for i in bits(pages) {
+                    chunk.unpin(i);
+                }
+            }
+        }
+    }
+
+    fn dirty_block(&self, block: u64) -> Result<Dirtied, IoError> {
+        let bit = 1 << (block % PAGES);
+        if self.0.is_read_only {
+            return Err(IoError::ReadOnly);
+        }
+        if self.0.cache.has_too_much_dirty() {
+            return Ok(Dirtied::NeedsRoom);
+        }
+        let mut state = self.0.state.lock();
+        let Some(chunk) = state.chunk(block) else {
+            return Ok(Dirtied::NeedsRoom);
+        };
+        if chunk.resident & chunk.backed & bit == 0 {
+            return Ok(Dirtied::NeedsRoom);
+        }
+        let is_new = (chunk.dirty | chunk.writing) & bit == 0;
+        chunk.dirty |= bit;
+        drop(state);
+        self.0.cache.note_dirty(u64::from(is_new));
+        Ok(Dirtied::Done)
+    }
+
+    fn prime(&self, block: u64, pattern: Pattern) -> Result<(), IoError> {
+        self.0.prime(block, pattern)
+    }
+
+    fn make_room(&self, block: u64) -> Result<(), IoError> {
+        self.0.make_room(block)
+    }
+
+    fn read_ahead(&self, block: u64) {
+        self.0.read_ahead(block);
+    }
+
+    fn will_need(&self, blocks: Range<u64>) {
+        let end = blocks.end.min(self.0.state.lock().blocks());
+        let most = self.0.max_window();
+        let mut at = blocks.start;
+        while at < end {
+            let window = Window {
+                blocks: at..end.min(at + most),
+                edge: None,
+            };
+            // Advice: where there is no memory for it, it is not taken.
+            if self.0.read_window(&window, None).is_err() {
+                return;
+            }
+            at = window.blocks.end;
+        }
+    }
+
+    fn dont_need(&self, blocks: Range<u64>) {
+        self.0.evict(blocks);
+    }
+
+    fn sync(&self, blocks: Range<u64>, mode: SyncMode) -> Result<(), IoError> {
+        match mode {
+            SyncMode::Wait => self.0.sync(blocks),
+            SyncMode::Start => {
+                self.0.cache.press();
+                Ok(())
+            }
+        }
+    }
+}

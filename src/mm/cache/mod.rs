@@ -1,0 +1,297 @@
+//! The page cache: every page of every file that is in memory, once.
+//!
+//! ```text
+//!   maps (faults)        read, write (fs::cached)
+//!         \                 /
+//!          CachedFile  one for each file: its size, its chunks, its streams      file
+//!               |
+//!             Chunk    64 pages: what each is, its frame, its pins               chunk
+//!               |
+//!    read ------+------ write-back           frames <-> device, no copy          transfer, write_back
+//!               |
+//!            the hand: goes round all chunks and takes what nobody asked for      reclaim
+//! ```
+//!
+//! # Rules
+//!
+//! 1. A page is published when its bytes are right. Whoever needs it earlier waits for [`Slot::Busy`](chunk::Slot) to end.
+//! 2. A page becomes dirty only when there is room for it on the device: a full disk is told at the first store.
+//! 3. Write-back lets every alias fault again *before* it reads the frame, and forgets "dirty" before that: a store
+//!    either is in what is written, or makes the page dirty again.
+//! 4. A frame is freed when it is unpinned, and it is unpinned when no TLB translates to it.
+//! 5. A page that could not be written stays dirty, and the next flush of its file says so.
+//!
+//! # Locks
+//!
+//! A file's state is behind a spin lock, which is taken with the maps locked; nothing is asked of the maps, the file
+//! system or the device with it held. The ring of chunks has another, taken on its own.
+
+pub mod chunk;
+mod file;
+mod read_ahead;
+mod reclaim;
+mod transfer;
+mod write_back;
+
+pub use file::{CachedFile, FileHandle, Residence};
+
+use super::frame::Frames;
+use super::object::{Aliases, IoError};
+use crate::fs::block::BlockError;
+use crate::fs::{FileId, FileSystem, FsError};
+use crate::sync::{SpinLock, WaitQueue};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use spin::Once;
+
+/// Tells mounted file systems apart: each [`volume`](PageCache::new_volume) is a number of its own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct VolumeId(u64);
+
+/// The page cache of a machine.
+pub struct PageCache {
+    frames: &'static Frames,
+    aliases: Once<&'static dyn Aliases>,
+    files: SpinLock<BTreeMap<(VolumeId, FileId), Arc<CachedFile>>>,
+    /// All chunks, in the order in which the hand comes to them.
+    ring: SpinLock<VecDeque<(Arc<CachedFile>, u64)>>,
+    /// Whether somebody wants write-back now.
+    is_pressed: SpinLock<bool>,
+    pressed: WaitQueue,
+    volumes: AtomicU64,
+    dirty: AtomicU64,
+    counts: Counters,
+}
+
+/// What the cache has done.
+#[derive(Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    read: AtomicU64,
+    read_ahead: AtomicU64,
+    used: AtomicU64,
+    wasted: AtomicU64,
+    evicted: AtomicU64,
+    refaults: AtomicU64,
+    written: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What the cache has done since power-on, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Found in memory by a fault, a read or a write. Pages entered beside one that was touched are not among them.
+    pub hits: u64,
+    /// Not found.
+    pub misses: u64,
+    /// Read from devices.
+    pub read: u64,
+    /// Of these, before somebody asked for them.
+    pub read_ahead: u64,
+    /// Of these, asked for later.
+    pub used: u64,
+    /// And of these, evicted before.
+    pub wasted: u64,
+    /// Evicted.
+    pub evicted: u64,
+    /// Asked for soon after they had been evicted.
+    pub refaults: u64,
+    /// Written to devices.
+    pub written: u64,
+    /// Could not be written.
+    pub failed: u64,
+    /// Differ from the device now.
+    pub dirty: u64,
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+impl PageCache {
+    /// Nothing cached; pages will be in `frames`.
+    pub const fn new(frames: &'static Frames) -> Self {
+        Self {
+            frames,
+            aliases: Once::new(),
+            files: SpinLock::new(BTreeMap::new()),
+            ring: SpinLock::new(VecDeque::new()),
+            is_pressed: SpinLock::new(false),
+            pressed: WaitQueue::new(),
+            volumes: AtomicU64::new(0),
+            dirty: AtomicU64::new(0),
+            counts: Counters {
+                hits: AtomicU64::new(0),
+                misses: AtomicU64::new(0),
+                read: AtomicU64::new(0),
+                read_ahead: AtomicU64::new(0),
+                used: AtomicU64::new(0),
+                wasted: AtomicU64::new(0),
+                evicted: AtomicU64::new(0),
+                refaults: AtomicU64::new(0),
+                written: AtomicU64::new(0),
+                failed: AtomicU64::new(0),
+            },
+        }
+    }
+
+    /// Tells who knows where pages are mapped. Nothing is mapped before.
+    pub fn set_aliases(&self, aliases: &'static dyn Aliases) {
+        self.aliases.call_once(|| aliases);
+    }
+
+    fn aliases(&self) -> Option<&'static dyn Aliases> {
+        self.aliases.get().copied()
+    }
+
+    /// A number for a file system that was just mounted.
+    pub fn new_volume(&self) -> VolumeId {
+        VolumeId(self.volumes.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The file, which stays open with its file system as long as it is cached. `name` is what people call it, if it is
+    /// not known by a name already.
+    ///
+    /// # Errors
+    /// What the file system says of it; [`FsError::NotAFile`].
+    pub fn file(
+        &'static self,
+        volume: VolumeId,
+        fs: &Arc<dyn FileSystem>,
+        id: FileId,
+        name: Option<&str>,
+    ) -> Result<Arc<CachedFile>, FsError> {
+        if let Some(file) = self.find(volume, id) {
+            return Ok(file);
+        }
+        // Until it is in the table nothing keeps it: opened first.
+        fs.open(id)?;
+        let file = match CachedFile::new(self, volume, fs.clone(), id, name.unwrap_or("")) {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                fs.close(id)?;
+                return Err(error);
+            }
+        };
+        let mut files = self.files.lock();
+        if let Some(first) = files.get(&(volume, id)) {
+            let first = first.clone();
+            drop(files);
+            fs.close(id)?;
+            return Ok(first);
+        }
+        files.insert((volume, id), file.clone());
+        Ok(file)
+    }
+
+    /// The file, if it is cached.
+    pub fn find(&self, volume: VolumeId, id: FileId) -> Option<Arc<CachedFile>> {
+        self.files.lock().get(&(volume, id)).cloned()
+    }
+
+    /// All files of one file system, or of all.
+    pub fn files(&self, volume: Option<VolumeId>) -> Vec<Arc<CachedFile>> {
+        let files = self.files.lock();
+        let is_meant = |id: VolumeId| volume.is_none_or(|volume| volume == id);
+        files
+            .iter()
+            .filter(|((volume, _), _)| is_meant(*volume))
+            .map(|(_, file)| file.clone())
+            .collect()
+    }
+
+    /// Closes files that have no name, no user and no map, and some of those that have no page; `true` if `file` is none
+    /// of the cache any more.
+    fn forget(&self, file: &Arc<CachedFile>) -> Result<bool, FsError> {
+        let key = (file.volume(), file.id());
+        let mut files = self.files.lock();
+        // With the table locked nobody finds it who has not found it yet.
+        if !files
+            .get(&key)
+            .is_some_and(|known| Arc::ptr_eq(known, file))
+            || !file.is_idle()
+        {
+            return Ok(false);
+        }
+        files.remove(&key);
+        drop(files);
+        file.end()?;
+        Ok(true)
+    }
+
+    /// What it has done.
+    pub fn counts(&self) -> Counts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        Counts {
+            hits: load(&counts.hits),
+            misses: load(&counts.misses),
+            read: load(&counts.read),
+            read_ahead: load(&counts.read_ahead),
+            used: load(&counts.used),
+            wasted: load(&counts.wasted),
+            evicted: load(&counts.evicted),
+            refaults: load(&counts.refaults),
+            written: load(&counts.written),
+            failed: load(&counts.failed),
+            dirty: load(&self.dirty),
+        }
+    }
+}
+
+impl From<IoError> for FsError {
+    fn from(error: IoError) -> Self {
+        match error {
+            // Which block it was, the driver has told; here it is one page of many.
+            IoError::Device | IoError::Damaged => Self::Block(BlockError::Device { offset: 0 }),
+            IoError::TimedOut => Self::Block(BlockError::TimedOut { offset: 0 }),
+            IoError::NoSpace => Self::NoSpace,
+            IoError::ReadOnly => Self::Block(BlockError::ReadOnly),
+            IoError::OutOfFrames => Self::OutOfMemory,
+        }
+    }
+}
+
+impl From<FsError> for IoError {
+    fn from(error: FsError) -> Self {
+        match error {
+            FsError::Block(BlockError::TimedOut { .. }) => Self::TimedOut,
+            FsError::Block(BlockError::ReadOnly) | FsError::ReadOnly(_) => Self::ReadOnly,
+            FsError::Block(_) => Self::Device,
+            FsError::NoSpace | FsError::NoInodes | FsError::FileTooLarge => Self::NoSpace,
+            FsError::OutOfMemory => Self::OutOfFrames,
+            _ => Self::Damaged,
+        }
+    }
+}
+
+impl From<BlockError> for IoError {
+    fn from(error: BlockError) -> Self {
+        FsError::Block(error).into()
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, pages) in [
+            ("hits", self.hits),
+            ("misses", self.misses),
+            ("read", self.read),
+            ("  of these ahead", self.read_ahead),
+            ("  and used", self.used),
+            ("  and wasted", self.wasted),
+            ("evicted", self.evicted),
+            ("refaults", self.refaults),
+            ("written", self.written),
+            ("failed to write", self.failed),
+            ("dirty", self.dirty),
+        ] {
+            writeln!(f, "{name:18} {pages:>12}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Frames back from the cache: a hand goes round all chunks, as in the CLOCK algorithm, a chunk at a time.
+//!
+//! | The hand finds a page | and |
+//! | --- | --- |
+//! | mapped | removes its translations: if somebody needs it, a fault will say so |
+//! | warm: it was asked for again after that | lets it cool down; it is spared for three rounds |
+//! | cold, clean, not mapped | evicts it |
+//! | dirty | leaves it to write-back |
+//!
+//! A page that was asked for once is cold: one pass over a huge file evicts what that pass has read, and nothing else. A
+//! page that is asked for soon after it was evicted comes back warm.
+
+use super::chunk::{PAGES, bits};
+use super::file::{CachedFile, chunks_of};
+use super::{PageCache, add};
+use crate::fs::Reservation;
+use crate::mm::addr::Frame;
+use crate::mm::frame::Owner;
+use crate::mm::object::{IoError, Which};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Frames that are reclaimed at a time by whoever needs one.
+const BATCH: u64 = 64;
+
+/// How often the hand comes to each chunk before it gives up: until what is warm is cold, its translations are gone,
+/// and it can be had.
+const ROUNDS: usize = 6;
+
+/// Places in the ring for those who have taken a chunk out and will put it back.
+const HANDS: usize = 16;
+
+impl PageCache {
+    /// A new chunk: the hand will come to it after all others.
+    pub(super) fn enrol(&self, file: &Arc<CachedFile>, number: u64) -> Result<(), IoError> {
+        let mut ring = self.ring.lock();
+        ring.try_reserve(HANDS).map_err(|_| IoError::OutOfFrames)?;
+        ring.push_back((file.clone(), number));
+        Ok(())
+    }
+
+    /// Frees up to about `wanted` frames; returns how many. Does not wait for a device.
+    pub fn reclaim(&self, wanted: u64) -> u64 {
+        let mut freed = 0;
+        let mut visits = self.ring.lock().len() * ROUNDS;
+        while freed < wanted && visits > 0 {
+            visits -= 1;
+            let Some((file, number)) = self.ring.lock().pop_front() else {
+                break;
+            };
+            let (count, is_there) = file.visit(number);
+            freed += count;
+            if is_there {
+                self.ring.lock().push_back((file, number));
+            }
+        }
+        freed
+    }
+
+    /// Frees some frames, writing pages back if need be; whether it got any.
+    pub fn reclaim_or_write(&self) -> bool {
+        if self.reclaim(BATCH) > 0 {
+            return true;
+        }
+        // An error is the file's, and told with its next flush; whatever was written can be evicted.
+        let _ = self.write_back(None);
+        self.reclaim(BATCH) > 0
+    }
+
+    /// Frames that should be free: what the kernel itself may need while it writes back.
+    fn low_mark(&self) -> u64 {
+        let counts = self.frames.counts();
+        (counts.total / 64 + 2 * counts.reserve).min(counts.total / 4)
+    }
+
+    /// Reclaims ahead of a read of `count` pages, so that it leaves some for others.
+    pub(super) fn make_frames(&self, count: u64) {
+        let wanted = self.low_mark() + count;
+        let free = self.frames.counts().free;
+        if free < wanted && self.reclaim(wanted - free) == 0 {
+            self.press();
+        }
+    }
+
+    /// Drops every page that can be read again.
+    pub fn drop_clean(&self) {
+        for file in self.files(None) {
+            file.evict(0..u64::MAX);
+        }
+    }
+}
+
+impl CachedFile {
+    /// The hand has come to a chunk; how many frames that freed, and whether the chunk is still there.
+    fn visit(self: &Arc<Self>, number: u64) -> (u64, bool) {
+        let mut state = self.lock();
+        let Some(chunk) = state.chunks.get_mut(&number) else {
+            return (0, false);
+        };
+        if chunk.is_empty() {
+            if chunk.evicted == 0 {
+                state.chunks.remove(&number);
+                return (0, false);
+            }
+            // A round without a page: what was evicted is forgotten.
+            chunk.evicted = 0;
+            return (0, true);
+        }
+        let holes = chunk.hole;
+        if chunk.resident | chunk.busy == 0 {
+            drop(state);
+            self.drop_holes(number, holes);
+            return (0, true);
+        }
+        let cold = chunk.cool();
+        let is_mapped = chunk.unpinned(chunk.resident) != chunk.resident;
+        drop(state);
+        let freed = self.take_clean(number, cold);
+        if is_mapped {
+            self.unmap(number * PAGES..(number + 1) * PAGES, Which::Unlocked);
+        }
+        (freed, true)
+    }
+
+    /// Evicts those of the pages that are clean and not mapped; returns how many.
+    fn take_clean(&self, number: u64, pages: u64) -> u64 {
+        let mut frames: Vec<Frame> = Vec::new();
+        let mut promise = Reservation::NONE;
+        let mut state = self.lock();
+        if let Some(chunk) = state.chunks.get_mut(&number) {
+            let clean = chunk.resident & pages & !chunk.dirty & !chunk.writing;
+            let victims = chunk.unpinned(clean);
+            add(
+                &self.cache().counts.wasted,
+                (chunk.ahead & victims).count_ones().into(),
+            );
+            // Room for a store that never came.
+            promise = chunk.redeem(victims);
+            frames.extend(bits(victims).map(|i| chunk.take(i)));
+            chunk.evicted |= victims;
+        }
+        drop(state);
+        let count = frames.len() as u64;
+        let mut runs = frames.into_iter().peekable();
+        while let Some(first) = runs.next() {
+            let mut len = 1;
+            while runs.next_if(|next| next.0 == first.0 + len).is_some() {
+                len += 1;
+            }
+            self.cache().frames.free_run(first, len, Owner::Cache);
+        }
+        if !promise.is_none() {
+            self.fs().release(promise);
+        }
+        add(&self.cache().counts.evicted, count);
+        count
+    }
+
+    /// Forgets holes, and where they are mapped: a store by another way will not know of that.
+    fn drop_holes(&self, number: u64, holes: u64) {
+        let mut state = self.lock();
+        let Some(chunk) = state.chunks.get_mut(&number) else {
+            return;
+        };
+        let holes = chunk.hole & holes;
+        chunk.hole &= !holes;
+        chunk.busy |= holes;
+        drop(state);
+        self.unmap(number * PAGES..(number + 1) * PAGES, Which::All);
+        if let Some(chunk) = self.lock().chunks.get_mut(&number) {
+            chunk.busy &= !holes;
+        }
+        self.wake();
+    }
+
+    /// Drops what can be read again.
+    pub fn evict(&self, blocks: Range<u64>) {
+        self.unmap(blocks.clone(), Which::Unlocked);
+        let mut from = blocks.start;
+        loop {
+            let state = self.lock();
+            let next = state.chunks.range(from / PAGES..).next();
+            let Some(number) = next.map(|(number, _)| *number) else {
+                return;
+            };
+            drop(state);
+            let first = number * PAGES;
+            if first >= blocks.end {
+                return;
+            }
+            let range = blocks.start.max(first)..blocks.end.min(first + PAGES);
+            let pages = chunks_of(range).fold(0, |all, (_, pages)| all | pages);
+            self.take_clean(number, pages);
+            from = first + PAGES;
+        }
+    }
+}
