@@ -90,6 +90,27 @@ impl Samples {
     }
 }
 
+impl Samples {
+    /// Prints the median as a rate, each sample having dealt with `bytes`, and instructions for each 4 KiB of them.
+    pub fn print_rate(&self, name: &str, bytes: u64) {
+        if self.0.is_empty() || bytes == 0 {
+            return;
+        }
+        let ns = median(self.0.iter().map(|span| timer::ns_from_ticks(span.ticks))).max(1);
+        let tenths = u128::from(bytes) * 10_000 / u128::from(ns);
+        println!("{name} {}.{} MB/s", tenths / 10, tenths % 10);
+        if pmu::has_instructions() {
+            let count = median(self.0.iter().map(|span| span.instructions));
+            print_tenths(
+                &alloc::format!("{name}.insn"),
+                count,
+                bytes.div_ceil(4096),
+                "insn",
+            );
+        }
+    }
+}
+
 fn median(values: impl Iterator<Item = u64>) -> u64 {
     let mut values: Vec<u64> = values.collect();
     values.sort_unstable();

@@ -53,7 +53,7 @@ static FRAMES: Bench = Bench {
 };
 
 /// Runs `f` as a program runs.
-fn on_program_stack(f: fn() -> Result<(), MapError>) -> Result<(), &'static str> {
+pub(super) fn on_program_stack(f: fn() -> Result<(), MapError>) -> Result<(), &'static str> {
     let outcome = Arc::new(SpinLock::new(Err(MapError::OutOfFrames)));
     let result = outcome.clone();
     let thread = program::spawn("bench", Role::Test, move || *result.lock() = f())
@@ -71,7 +71,7 @@ fn on_program_stack(f: fn() -> Result<(), MapError>) -> Result<(), &'static str>
 
 /// Loads one byte of each page.
 #[inline(never)]
-fn touch_read(base: VirtAddr, pages: u64) {
+pub(super) fn touch_read(base: VirtAddr, pages: u64) {
     for page in 0..pages {
         // SAFETY: in a map that the caller made, and any byte is one.
         unsafe { ((base.0 + page * PAGE) as *const u8).read_volatile() };
@@ -80,7 +80,7 @@ fn touch_read(base: VirtAddr, pages: u64) {
 
 /// Stores one byte to each page.
 #[inline(never)]
-fn touch_write(base: VirtAddr, pages: u64) {
+pub(super) fn touch_write(base: VirtAddr, pages: u64) {
     for page in 0..pages {
         // SAFETY: in a map that the caller made and nobody else uses.
         unsafe { ((base.0 + page * PAGE) as *mut u8).write_volatile(1) };
@@ -97,7 +97,7 @@ fn new_of_single_pages(pages: u64) -> Result<VirtAddr, MapError> {
     Ok(base)
 }
 
-fn remove(base: VirtAddr, pages: u64) -> Result<(), MapError> {
+pub(super) fn remove(base: VirtAddr, pages: u64) -> Result<(), MapError> {
     maps().remove(base, pages * PAGE).map(|_| ())
 }
 
@@ -284,7 +284,7 @@ fn many_maps() -> Result<(), MapError> {
     Ok(())
 }
 
-fn permutation(n: u64) -> Vec<u32> {
+pub(super) fn permutation(n: u64) -> Vec<u32> {
     let mut random: u64 = 0x2545_f491_4f6c_dd1d;
     let mut order: Vec<u32> = (0..n as u32).collect();
     for i in (1..order.len()).rev() {

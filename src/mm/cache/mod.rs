@@ -26,6 +26,8 @@
 //! A file's state is behind a spin lock, which is taken with the maps locked; nothing is asked of the maps, the file
 //! system or the device with it held. The ring of chunks has another, taken on its own.
 
+#[cfg(target_os = "none")]
+mod bench;
 pub mod chunk;
 mod file;
 mod read_ahead;
