@@ -45,7 +45,9 @@ pub struct Span {
 pub fn span<R>(f: impl FnOnce() -> R) -> (R, Span) {
     let instructions = pmu::instructions();
     let ticks = timer::now();
+    pmu::mark_begin();
     let result = f();
+    pmu::mark_end();
     let ticks = timer::now() - ticks;
     // The counter has 32 bits: it may have passed zero.
     let instructions = pmu::instructions().wrapping_sub(instructions) & u64::from(u32::MAX);

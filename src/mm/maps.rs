@@ -1,8 +1,11 @@
 //! All maps of the address space, by their first page: looked up, split, merged and placed in O(log n).
 
-use super::object::{Backing, Condition, FileKey, MemoryMappedObject};
+use super::object::{
+    Backing, Condition, FileKey, MappableFile, MemoryMappedObject, Pattern, Sharing,
+};
 use super::table::Protection;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use core::ops::Range;
 
 /// Pages of a 2 MiB block: maps that are large enough start at a multiple of it.
@@ -17,6 +20,25 @@ pub(super) struct Hot {
     pub(super) is_random: bool,
 }
 
+/// What a fault in a map of a file needs to know of it.
+pub(super) struct HotFile {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) protection: Protection,
+    pub(super) pattern: Pattern,
+    pub(super) sharing: Sharing,
+    pub(super) file: Arc<dyn MappableFile>,
+    first_block: u64,
+}
+
+impl HotFile {
+    /// The block that `page` shows.
+    #[inline(always)]
+    pub(super) fn block(&self, page: u64) -> u64 {
+        self.first_block + (page - self.start)
+    }
+}
+
 /// The maps. They do not overlap.
 pub(super) struct Maps {
     by_start: BTreeMap<u64, MemoryMappedObject>,
@@ -24,6 +46,8 @@ pub(super) struct Maps {
     of_files: BTreeSet<(FileKey, u64)>,
     /// The anonymous map that was found last; emptied by every change.
     last: Option<Hot>,
+    /// The same for maps of files.
+    last_file: Option<HotFile>,
     /// Where maps may be.
     limits: Range<u64>,
     /// Where maps are put that may be anywhere.
@@ -42,6 +66,7 @@ impl Maps {
             by_start: BTreeMap::new(),
             of_files: BTreeSet::new(),
             last: None,
+            last_file: None,
             limits,
             area,
             last_freed: 0..0,
@@ -75,10 +100,45 @@ impl Maps {
             start: object.start,
             end: object.end,
             protection: object.protection,
-            is_random: object.pattern == super::object::Pattern::Random,
+            is_random: object.pattern == Pattern::Random,
         };
         self.last = Some(hot);
         Some(hot)
+    }
+
+    fn forget_last(&mut self) {
+        self.last = None;
+        self.last_file = None;
+    }
+
+    /// Whether `page` is in the map of a file that was found last.
+    #[inline(always)]
+    pub(super) fn is_last_file(&self, page: u64) -> bool {
+        matches!(&self.last_file, Some(hot) if hot.start <= page && page < hot.end)
+    }
+
+    /// What a fault at `page` needs to know, if the map there is live and shows a file.
+    #[inline(always)]
+    pub(super) fn find_file(&mut self, page: u64) -> Option<&HotFile> {
+        if !self.is_last_file(page) {
+            self.last_file = Some(self.find_other_file(page)?);
+        }
+        self.last_file.as_ref()
+    }
+
+    #[inline(never)]
+    fn find_other_file(&self, page: u64) -> Option<HotFile> {
+        let object = self.find(page)?;
+        let file = object.file()?;
+        (object.condition == Condition::Live).then(|| HotFile {
+            start: object.start,
+            end: object.end,
+            protection: object.protection,
+            pattern: object.pattern,
+            sharing: file.sharing,
+            file: file.file.clone(),
+            first_block: file.first_block,
+        })
     }
 
     /// The map that `page` is in.
@@ -89,7 +149,7 @@ impl Maps {
 
     /// The map that starts at `start`, to be changed in anything but its place.
     pub(super) fn at(&mut self, start: u64) -> Option<&mut MemoryMappedObject> {
-        self.last = None;
+        self.forget_last();
         self.by_start.get_mut(&start)
     }
 
@@ -125,7 +185,7 @@ impl Maps {
 
     /// Adds a map where there is none.
     pub(super) fn insert(&mut self, object: MemoryMappedObject) {
-        self.last = None;
+        self.forget_last();
         if let Some(file) = object.file_key() {
             self.of_files.insert((file, object.start));
         }
@@ -134,7 +194,7 @@ impl Maps {
 
     /// Takes the map that starts at `start` out; its addresses can be had again.
     pub(super) fn remove(&mut self, start: u64) -> Option<MemoryMappedObject> {
-        self.last = None;
+        self.forget_last();
         let object = self.by_start.remove(&start)?;
         self.forget_file_of(&object);
         if object.condition == Condition::Dying {
@@ -190,7 +250,7 @@ impl Maps {
         };
         if *start == at && object.continues_with(next) {
             object.end = next.end;
-            self.last = None;
+            self.forget_last();
             if let Some(object) = self.by_start.remove(&at) {
                 self.forget_file_of(&object);
             }

@@ -24,10 +24,8 @@ use super::addr::{Frame, Page, VirtAddr};
 use super::fault::{Fault, FaultError, FaultKind, Outcome};
 use super::frame::{BLOCK_ORDER, Frames, OutOfFrames, Owner, Urgency};
 use super::manager::{MemoryMapManager, State};
-use super::maps::Hot;
-use super::object::{
-    BATCH, Condition, Dirtied, IoError, Lookup, MappableFile, MemoryMappedFile, Pattern, Sharing,
-};
+use super::maps::{Hot, HotFile};
+use super::object::{BATCH, Condition, Dirtied, IoError, Lookup, MappableFile, Pattern, Sharing};
 use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Stores};
 use crate::arch::page;
 use crate::sync::SpinLockGuard;
@@ -170,28 +168,17 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
     }
 }
 
-/// What entering pages of a file needs to know of their map.
-struct FileEntry {
-    pages: Range<u64>,
-    first_block: u64,
-    protection: Protection,
-    pattern: Pattern,
-}
-
-impl FileEntry {
-    fn block(&self, page: u64) -> u64 {
-        self.first_block + (page - self.pages.start)
-    }
-}
-
 impl<T: PageTable> State<T> {
     #[inline(always)]
     fn step(&mut self, frames: &Frames, page: Page, access: Access) -> Result<Step, FaultError> {
         if let Some(present) = self.table.find(page) {
             return self.step_present(frames, page, access, present);
         }
+        if self.maps.is_last_file(page.0) {
+            return self.step_in_file(frames, page, access);
+        }
         let Some(hot) = self.maps.find_hot(page.0) else {
-            return self.step_elsewhere(frames, page, access);
+            return self.step_in_file(frames, page, access);
         };
         if !hot.protection.allows(access) {
             return Err(FaultError::Denied);
@@ -235,7 +222,8 @@ impl<T: PageTable> State<T> {
                 Ok(Step::Done(Outcome::Reused))
             }
             Kind::Own => {
-                self.copy(frames, page, &present)?;
+                let protection = protection_of(&present);
+                enter_copy(&mut self.table, frames, page, present.frame, protection)?;
                 // The table has forgotten the old frame: the others' count of it is all there is now.
                 frames.subtract_from_count(present.frame, 1);
                 Ok(Step::Done(Outcome::Copied))
@@ -245,213 +233,120 @@ impl<T: PageTable> State<T> {
     }
 
     /// Where no live anonymous map is: a file's, a guard, or nothing.
-    #[cold]
-    fn step_elsewhere(
+    #[inline(never)]
+    fn step_in_file(
         &mut self,
         frames: &Frames,
         page: Page,
         access: Access,
     ) -> Result<Step, FaultError> {
-        let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
-        match object.condition {
-            Condition::Dying => return Err(FaultError::NoMapping),
-            Condition::Guard => return Err(FaultError::Guard),
-            Condition::Live => {}
-        }
-        if !object.protection.allows(access) {
+        let Some(hot) = self.maps.find_file(page.0) else {
+            return match self.maps.find(page.0).map(|object| object.condition) {
+                Some(Condition::Guard) => Err(FaultError::Guard),
+                _ => Err(FaultError::NoMapping),
+            };
+        };
+        let protection = hot.protection;
+        if !protection.allows(access) {
             return Err(FaultError::Denied);
         }
-        let Some(file) = object.file().cloned() else {
-            return Err(FaultError::NoMapping);
-        };
-        let (block, pattern) = (object.block(page.0), object.pattern);
-        let (frame, is_edge) = match file.file.pin_block(block) {
-            Lookup::PastEnd => return Err(FaultError::PastEnd),
-            Lookup::Busy | Lookup::Absent => return Ok(Step::Wait(file.file, block, pattern)),
-            Lookup::Hole => return self.enter_hole(frames, page, access, &file, block),
+        let block = hot.block(page.0);
+        let (frame, is_edge) = match hot.file.pin_block(block) {
             Lookup::Resident(frame) => (frame, false),
             Lookup::Edge(frame) => (frame, true),
-        };
-        let entry = FileEntry {
-            pages: object.start..object.end,
-            first_block: object.block(object.start),
-            protection: object.protection,
-            pattern,
-        };
-        let entered = self.enter_file(frames, page, access, frame, &entry, &file);
-        match entered {
-            Ok(Step::Done(outcome)) if is_edge => Ok(Step::Ahead(outcome, file.file, block)),
-            Ok(Step::Done(outcome)) => Ok(Step::Done(outcome)),
-            // Nothing was entered.
-            other => {
-                file.file.unpin(block, 1);
-                other
+            Lookup::PastEnd => return Err(FaultError::PastEnd),
+            Lookup::Busy | Lookup::Absent => {
+                return Ok(Step::Wait(hot.file.clone(), block, hot.pattern));
             }
-        }
-    }
-
-    /// Enters a block that is pinned; the entry keeps the pin, unless the block is copied.
-    fn enter_file(
-        &mut self,
-        frames: &Frames,
-        page: Page,
-        access: Access,
-        frame: Frame,
-        entry: &FileEntry,
-        file: &MemoryMappedFile,
-    ) -> Result<Step, FaultError> {
-        let block = entry.block(page.0);
-        let protection = entry.protection;
-        if access != Access::Write {
-            self.table
-                .enter(page, 1, frame, Kind::File, protection, Stores::Trap)?;
-            self.enter_file_around(page, entry, file);
-            return Ok(Step::Done(Outcome::File));
-        }
-        match file.sharing {
-            Sharing::Shared => {
-                if file.file.dirty_block(block)? == Dirtied::NeedsRoom {
-                    return Ok(Step::Room(file.file.clone(), block));
+            Lookup::Hole => match (access, hot.sharing) {
+                (Access::Write, Sharing::Shared) => {
+                    return Ok(Step::Room(hot.file.clone(), block));
                 }
-                self.table
-                    .enter(page, 1, frame, Kind::File, protection, Stores::Reach)?;
-                Ok(Step::Done(Outcome::FileDirty))
-            }
-            Sharing::CopyOnWrite => {
-                self.enter_copy(frames, page, frame, protection)?;
-                file.file.unpin(block, 1);
-                Ok(Step::Done(Outcome::Copied))
-            }
-        }
-    }
-
-    /// Zeros for a hole, or what a store makes of it.
-    fn enter_hole(
-        &mut self,
-        frames: &Frames,
-        page: Page,
-        access: Access,
-        file: &MemoryMappedFile,
-        block: u64,
-    ) -> Result<Step, FaultError> {
-        let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
-        let protection = object.protection;
-        if access != Access::Write {
-            let zeros = self.table.zero_frame();
-            self.table
-                .enter(page, 1, zeros, Kind::File, protection, Stores::Trap)?;
-            return Ok(Step::Done(Outcome::File));
-        }
-        match file.sharing {
-            Sharing::Shared => Ok(Step::Room(file.file.clone(), block)),
-            Sharing::CopyOnWrite => self.fresh(frames, page, None, protection),
-        }
-    }
-
-    /// Enters what is resident around `page`, which was just entered: a fault saved each. Whatever goes wrong, they can
-    /// still fault.
-    fn enter_file_around(&mut self, page: Page, entry: &FileEntry, file: &MemoryMappedFile) {
-        let span = match entry.pattern {
-            Pattern::Random => return,
-            Pattern::Sequential => FILE_AROUND_RUN,
-            Pattern::Normal if self.next_of_file == page.0 => FILE_AROUND_RUN,
-            Pattern::Normal => FILE_AROUND,
-        };
-        let window = page.0 & !(span - 1);
-        let end = (window + span).min(entry.pages.end);
-        // In a run nothing before the page is missing.
-        let mut at = if span == FILE_AROUND_RUN {
-            page.0
-        } else {
-            window
-        }
-        .max(entry.pages.start);
-        self.next_of_file = end;
-        let mut found = [Frame(0); BATCH as usize];
-        while at < end {
-            let count = (end - at).min(BATCH);
-            let absent = self.table.absent(Page(at), count);
-            let first_block = entry.block(at);
-            let pinned = match absent {
-                0 => 0,
-                _ => file.file.pin_resident(first_block, absent, &mut found),
-            };
-            let entered = self
-                .table
-                .enter_file_pages(Page(at), pinned, &found, entry.protection);
-            if entered.is_err() {
-                for i in (0..count).filter(|i| pinned >> i & 1 != 0) {
-                    file.file.unpin(first_block + i, 1);
+                (Access::Write, Sharing::CopyOnWrite) => {
+                    return self.fresh(frames, page, None, protection);
                 }
-                return;
+                _ => {
+                    let zeros = self.table.zero_frame();
+                    self.table
+                        .enter(page, 1, zeros, Kind::File, protection, Stores::Trap)?;
+                    return Ok(Step::Done(Outcome::File));
+                }
+            },
+        };
+        // The entry keeps the pin, unless the block is copied, or not entered.
+        let (outcome, keeps_pin) = match (access, hot.sharing) {
+            (Access::Write, Sharing::Shared) => match hot.file.dirty_block(block) {
+                Ok(Dirtied::Done) => {
+                    let entered =
+                        self.table
+                            .enter(page, 1, frame, Kind::File, protection, Stores::Reach);
+                    let outcome = entered.map(|()| Outcome::FileDirty);
+                    (outcome.map_err(FaultError::from), entered.is_ok())
+                }
+                Ok(Dirtied::NeedsRoom) => {
+                    hot.file.unpin(block, 1);
+                    return Ok(Step::Room(hot.file.clone(), block));
+                }
+                Err(error) => (Err(error.into()), false),
+            },
+            (Access::Write, Sharing::CopyOnWrite) => {
+                let copied = enter_copy(&mut self.table, frames, page, frame, protection);
+                let outcome = copied.map(|()| Outcome::Copied);
+                (outcome.map_err(FaultError::from), false)
             }
-            // Where the run ends, the next fault is.
-            let missing = (absent & !pinned) >> page.0.saturating_sub(at).min(BATCH - 1);
-            if missing != 0 && at + BATCH > page.0 {
-                self.next_of_file = page.0.max(at) + u64::from(missing.trailing_zeros());
-                return;
+            _ => {
+                let entered =
+                    self.table
+                        .enter(page, 1, frame, Kind::File, protection, Stores::Trap);
+                if entered.is_ok() && hot.pattern != Pattern::Random {
+                    enter_file_around(&mut self.table, &mut self.next_of_file, page, hot);
+                }
+                let outcome = entered.map(|()| Outcome::File);
+                (outcome.map_err(FaultError::from), entered.is_ok())
             }
-            at += count;
+        };
+        if !keeps_pin {
+            hot.file.unpin(block, 1);
+        }
+        match outcome {
+            Ok(outcome) if is_edge => Ok(Step::Ahead(outcome, hot.file.clone(), block)),
+            outcome => outcome.map(Step::Done),
         }
     }
 
     /// A store to a block that is entered for loads.
+    #[inline(never)]
     fn store_to_file(
         &mut self,
         frames: &Frames,
         page: Page,
         present: &Present,
     ) -> Result<Step, FaultError> {
-        let object = self.maps.find(page.0).ok_or(FaultError::NoMapping)?;
-        let file = object.file().ok_or(FaultError::NoMapping)?;
-        let block = object.block(page.0);
+        let hot = self.maps.find_file(page.0).ok_or(FaultError::NoMapping)?;
+        let block = hot.block(page.0);
         let is_hole = present.frame == self.table.zero_frame();
-        match file.sharing {
+        match hot.sharing {
             Sharing::Shared if is_hole => {
                 // Not zeros much longer: whoever stores now looks the block up again.
                 self.take_out(frames, page.0..page.0 + 1, &mut Removed::new())?;
                 Ok(Step::Again)
             }
             Sharing::Shared => {
-                if file.file.dirty_block(block)? == Dirtied::NeedsRoom {
-                    return Ok(Step::Room(file.file.clone(), block));
+                if hot.file.dirty_block(block)? == Dirtied::NeedsRoom {
+                    return Ok(Step::Room(hot.file.clone(), block));
                 }
                 self.table.allow_stores(page)?;
                 Ok(Step::Done(Outcome::FileDirty))
             }
             Sharing::CopyOnWrite => {
-                let file = file.file.clone();
-                self.copy(frames, page, present)?;
+                let protection = protection_of(present);
+                enter_copy(&mut self.table, frames, page, present.frame, protection)?;
                 if !is_hole {
-                    file.unpin(block, 1);
+                    hot.file.unpin(block, 1);
                 }
                 Ok(Step::Done(Outcome::Copied))
             }
         }
-    }
-
-    /// Puts a copy in the place of what is present.
-    fn copy(&mut self, frames: &Frames, page: Page, present: &Present) -> Result<(), OutOfFrames> {
-        self.enter_copy(frames, page, present.frame, protection_of(present))
-    }
-
-    fn enter_copy(
-        &mut self,
-        frames: &Frames,
-        page: Page,
-        from: Frame,
-        protection: Protection,
-    ) -> Result<(), OutOfFrames> {
-        let copy = frames.alloc(Owner::Anonymous, Urgency::Data)?;
-        // SAFETY: the new frame is ours; the old one stays what it is while its entry, or the caller's pin, is there.
-        unsafe { page::copy(frames.pointer(copy), frames.pointer(from)) };
-        let entered = self
-            .table
-            .enter(page, 1, copy, Kind::Own, protection, Stores::Reach);
-        if entered.is_err() {
-            frames.free(copy, Owner::Anonymous);
-        }
-        entered
     }
 
     /// Puts a page of zeros that is the map's own where nothing or zeros are; several, where stores come in ascending
@@ -534,6 +429,69 @@ impl<T: PageTable> State<T> {
             self.counts.count(Outcome::FreshBlock);
         }
         entered.is_ok()
+    }
+}
+
+/// Puts a copy of `from` in the place of what is present.
+fn enter_copy<T: PageTable>(
+    table: &mut T,
+    frames: &Frames,
+    page: Page,
+    from: Frame,
+    protection: Protection,
+) -> Result<(), OutOfFrames> {
+    let copy = frames.alloc(Owner::Anonymous, Urgency::Data)?;
+    // SAFETY: the new frame is ours; the old one stays what it is while its entry, or the caller's pin, is there.
+    unsafe { page::copy(frames.pointer(copy), frames.pointer(from)) };
+    let entered = table.enter(page, 1, copy, Kind::Own, protection, Stores::Reach);
+    if entered.is_err() {
+        frames.free(copy, Owner::Anonymous);
+    }
+    entered
+}
+
+/// Enters what is resident around `page`, which was just entered: a fault saved each. Whatever goes wrong, they can
+/// still fault. `next` is where the run ends that was entered last.
+fn enter_file_around<T: PageTable>(table: &mut T, next: &mut u64, page: Page, hot: &HotFile) {
+    let span = match hot.pattern {
+        Pattern::Sequential => FILE_AROUND_RUN,
+        _ if *next == page.0 => FILE_AROUND_RUN,
+        _ => FILE_AROUND,
+    };
+    let window = page.0 & !(span - 1);
+    let end = (window + span).min(hot.end);
+    // In a run nothing before the page is missing.
+    let mut at = if span == FILE_AROUND_RUN {
+        page.0
+    } else {
+        window.max(hot.start)
+    };
+    *next = end;
+    let mut found = [Frame(0); BATCH as usize];
+    while at < end {
+        let count = (end - at).min(BATCH);
+        let absent = table.absent(Page(at), count);
+        let first_block = hot.block(at);
+        let pinned = match absent {
+            0 => 0,
+            _ => hot.file.pin_resident(first_block, absent, &mut found),
+        };
+        if table
+            .enter_file_pages(Page(at), pinned, &found, hot.protection)
+            .is_err()
+        {
+            for i in (0..count).filter(|i| pinned >> i & 1 != 0) {
+                hot.file.unpin(first_block + i, 1);
+            }
+            return;
+        }
+        // Where the run ends, the next fault is.
+        let missing = (absent & !pinned) >> page.0.saturating_sub(at).min(BATCH - 1);
+        if missing != 0 && at + BATCH > page.0 {
+            *next = page.0.max(at) + u64::from(missing.trailing_zeros());
+            return;
+        }
+        at += count;
     }
 }
 

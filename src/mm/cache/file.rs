@@ -18,7 +18,8 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::ops::Range;
+use core::ops::{Range, RangeBounds};
+use core::ptr::NonNull;
 use spin::Once;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -55,8 +56,10 @@ pub struct CachedFile {
 
 pub(super) struct State {
     pub size: u64,
-    pub chunks: BTreeMap<u64, Box<Chunk>>,
+    pub chunks: Chunks,
     ahead: ReadAhead,
+    hits: u64,
+    used: u64,
     /// Asked for last: asking again at once says nothing.
     last_touched: u64,
     read_error: IoError,
@@ -73,14 +76,13 @@ impl State {
         self.size.div_ceil(PAGE)
     }
 
+    #[inline]
     pub(super) fn chunk(&mut self, block: u64) -> Option<&mut Chunk> {
-        self.chunks
-            .get_mut(&(block / PAGES))
-            .map(|chunk| &mut **chunk)
+        self.chunks.find(block / PAGES)
     }
 
     fn slot(&self, block: u64) -> Slot {
-        match self.chunks.get(&(block / PAGES)) {
+        match self.chunks.get(block / PAGES) {
             Some(chunk) => chunk.slot((block % PAGES) as u32),
             None => Slot::Absent,
         }
@@ -89,7 +91,7 @@ impl State {
     /// The first absent block from `at` on, before `end`.
     fn first_absent(&self, mut at: u64, end: u64) -> Option<u64> {
         while at < end {
-            let Some(chunk) = self.chunks.get(&(at / PAGES)) else {
+            let Some(chunk) = self.chunks.get(at / PAGES) else {
                 return Some(at);
             };
             let absent = !(chunk.resident | chunk.busy | chunk.hole) & mask(at % PAGES, PAGES);
@@ -103,15 +105,107 @@ impl State {
     }
 
     /// Somebody asks for a resident block.
-    fn touch(&mut self, cache: &PageCache, block: u64) {
+    #[inline]
+    fn touch(&mut self, block: u64) {
+        self.hits += 1;
         if self.last_touched == block {
             return;
         }
         self.last_touched = block;
         if let Some(chunk) = self.chunk(block) {
-            add(&cache.counts.used, chunk.touch(1 << (block % PAGES)).into());
+            self.used += u64::from(chunk.touch(1 << (block % PAGES)));
         }
-        add(&cache.counts.hits, 1);
+    }
+}
+
+/// A file's chunks, by number.
+pub(super) struct Chunks {
+    /// Each leaked from a box, and its only pointer, but for `last`.
+    by_number: BTreeMap<u64, NonNull<Chunk>>,
+    /// The one that was found last: most who come next want the same.
+    last: Option<(u64, NonNull<Chunk>)>,
+}
+
+// SAFETY: the chunks are the value's own.
+unsafe impl Send for Chunks {}
+
+// Everything below that follows a pointer may do so: a chunk lives until `remove`, which empties `last`, and is borrowed
+// as `self` is.
+impl Chunks {
+    fn new() -> Self {
+        Self {
+            by_number: BTreeMap::new(),
+            last: None,
+        }
+    }
+
+    #[inline]
+    pub(super) fn find(&mut self, number: u64) -> Option<&mut Chunk> {
+        match self.last {
+            // SAFETY: as said above.
+            Some((last, mut chunk)) if last == number => Some(unsafe { chunk.as_mut() }),
+            _ => self.find_other(number),
+        }
+    }
+
+    #[inline(never)]
+    fn find_other(&mut self, number: u64) -> Option<&mut Chunk> {
+        let mut chunk = *self.by_number.get(&number)?;
+        self.last = Some((number, chunk));
+        // SAFETY: as said above.
+        Some(unsafe { chunk.as_mut() })
+    }
+
+    fn insert(&mut self, number: u64, chunk: Box<Chunk>) {
+        self.remove(number);
+        self.by_number
+            .insert(number, NonNull::from(Box::leak(chunk)));
+    }
+
+    pub(super) fn remove(&mut self, number: u64) {
+        self.last = None;
+        if let Some(chunk) = self.by_number.remove(&number) {
+            // SAFETY: leaked from a box by `insert`, and nobody has it any more.
+            drop(unsafe { Box::from_raw(chunk.as_ptr()) });
+        }
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<&Chunk> {
+        // SAFETY: as said above.
+        self.by_number
+            .get(&number)
+            .map(|chunk| unsafe { chunk.as_ref() })
+    }
+
+    /// Those with numbers in `range`, ascending.
+    pub(super) fn range(
+        &self,
+        range: impl RangeBounds<u64>,
+    ) -> impl Iterator<Item = (u64, &Chunk)> {
+        let chunks = self.by_number.range(range);
+        // SAFETY: as said above.
+        chunks.map(|(number, chunk)| (*number, unsafe { chunk.as_ref() }))
+    }
+
+    pub(super) fn range_mut(
+        &mut self,
+        range: impl RangeBounds<u64>,
+    ) -> impl Iterator<Item = (u64, &mut Chunk)> {
+        let chunks = self.by_number.range_mut(range);
+        // SAFETY: as said above; each is handed out once.
+        chunks.map(|(number, chunk)| (*number, unsafe { chunk.as_mut() }))
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (u64, &Chunk)> {
+        self.range(..)
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        while let Some((&number, _)) = self.by_number.first_key_value() {
+            self.remove(number);
+        }
     }
 }
 
@@ -174,8 +268,10 @@ impl CachedFile {
             name: named,
             state: SpinLock::new(State {
                 size: attributes.size,
-                chunks: BTreeMap::new(),
+                chunks: Chunks::new(),
                 ahead: ReadAhead::new(),
+                hits: 0,
+                used: 0,
                 last_touched: u64::MAX,
                 read_error: IoError::Device,
                 write_error: None,
@@ -333,12 +429,15 @@ impl CachedFile {
         let is_used = state.users > 0 || state.handle.strong_count() > 0;
         let is_kept = !state.is_unlinked
             && (state.write_error.is_some()
-                || state.chunks.values().any(|chunk| !chunk.is_empty()));
+                || state.chunks.all().any(|(_, chunk)| !chunk.is_empty()));
         !is_used && !is_kept
     }
 
     /// Ends it, when nobody finds it any more: what is in memory is dropped.
     pub(super) fn end(&self) -> Result<(), FsError> {
+        let (hits, used) = self.finds();
+        add(&self.cache.counts.hits, hits);
+        add(&self.cache.counts.used, used);
         self.drop_from(0);
         self.fs.close(self.id)
     }
@@ -357,7 +456,7 @@ impl CachedFile {
         block: u64,
     ) -> Result<&'s mut Chunk, IoError> {
         let number = block / PAGES;
-        if !state.chunks.contains_key(&number) {
+        if state.chunks.get(number).is_none() {
             if !self.cache.frames.has(HEAP_ROOM, Urgency::Kernel) {
                 return Err(IoError::OutOfFrames);
             }
@@ -523,7 +622,7 @@ impl CachedFile {
             state.read_error = error;
         }
         for (number, pages) in chunks_of(blocks.clone()) {
-            let Some(chunk) = state.chunks.get_mut(&number) else {
+            let Some(chunk) = state.chunks.find(number) else {
                 continue;
             };
             let first = number * PAGES;
@@ -671,7 +770,7 @@ impl CachedFile {
                         let start = self.pointer(frame).add(from);
                         to.as_mut_ptr().copy_from_nonoverlapping(start, len);
                     }
-                    state.touch(self.cache, block);
+                    state.touch(block);
                     let bit = 1 << (block % PAGES);
                     let is_edge = state
                         .chunk(block)
@@ -752,7 +851,7 @@ impl CachedFile {
         chunks_of(blocks).any(|(number, pages)| {
             state
                 .chunks
-                .get(&number)
+                .get(number)
                 .is_none_or(|chunk| pages & !chunk.backed != 0)
         })
     }
@@ -869,7 +968,7 @@ impl CachedFile {
                 let start = self.pointer(frame).add(from);
                 start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             }
-            state.touch(self.cache, block);
+            state.touch(block);
             if let Some(chunk) = state.chunk(block) {
                 self.cache
                     .note_dirty(u64::from((chunk.dirty | chunk.writing) & bit == 0));
@@ -927,20 +1026,20 @@ impl CachedFile {
         loop {
             let mut frames = Vec::new();
             let state = self.state.lock();
-            let Some((&number, _)) = state.chunks.range(from / PAGES..).next() else {
+            let Some((number, _)) = state.chunks.range(from / PAGES..).next() else {
                 return;
             };
             let pages = mask((from.max(number * PAGES)) - number * PAGES, PAGES);
             let is_moving = |state: &mut State| {
                 state
                     .chunks
-                    .get(&number)
+                    .get(number)
                     .is_some_and(|chunk| (chunk.busy | chunk.writing) & pages != 0)
             };
             let mut state = self.wait_while(state, is_moving);
             let mut promise = Reservation::NONE;
             let mut is_pinned = false;
-            if let Some(chunk) = state.chunks.get_mut(&number) {
+            if let Some(chunk) = state.chunks.find(number) {
                 promise = chunk.redeem(pages);
                 let free = chunk.unpinned(chunk.resident & pages);
                 is_pinned = free != chunk.resident & pages;
@@ -951,7 +1050,7 @@ impl CachedFile {
                 chunk.backed &= !pages;
                 chunk.evicted &= !pages;
                 if chunk.is_empty() {
-                    state.chunks.remove(&number);
+                    state.chunks.remove(number);
                 }
             }
             drop(state);
@@ -977,7 +1076,7 @@ impl CachedFile {
         let state = self.state.lock();
         let one = |block: u64| {
             let bit = 1 << (block % PAGES);
-            let Some(chunk) = state.chunks.get(&(block / PAGES)) else {
+            let Some(chunk) = state.chunks.get(block / PAGES) else {
                 return Residence::Absent;
             };
             match chunk.slot((block % PAGES) as u32) {
@@ -992,10 +1091,16 @@ impl CachedFile {
         blocks.map(one).collect()
     }
 
+    /// Pages found in memory, and those of them that had been read ahead.
+    pub(super) fn finds(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.hits, state.used)
+    }
+
     /// Pages in memory, and those of them that are dirty.
     pub fn pages(&self) -> (u64, u64) {
         let state = self.state.lock();
-        state.chunks.values().fold((0, 0), |(all, dirty), chunk| {
+        state.chunks.all().fold((0, 0), |(all, dirty), (_, chunk)| {
             (
                 all + u64::from(chunk.resident.count_ones()),
                 dirty + u64::from((chunk.dirty | chunk.writing).count_ones()),
@@ -1006,7 +1111,7 @@ impl CachedFile {
     /// Panics where the state contradicts itself. For tests.
     pub fn check(&self) {
         let state = self.state.lock();
-        for (number, chunk) in &state.chunks {
+        for (number, chunk) in state.chunks.all() {
             chunk.check();
             for i in bits(chunk.resident) {
                 assert!(
@@ -1068,21 +1173,27 @@ impl MappableFile for FileHandle {
         if block >= state.blocks() {
             return Lookup::PastEnd;
         }
-        match state.slot(block) {
-            Slot::Absent => Lookup::Absent,
-            Slot::Busy => Lookup::Busy,
-            Slot::Hole => Lookup::Hole,
-            Slot::Resident(frame) => {
-                state.touch(self.0.cache, block);
-                let Some(chunk) = state.chunk(block) else {
-                    return Lookup::Absent;
-                };
-                chunk.pin((block % PAGES) as u32);
-                match chunk.edge >> (block % PAGES) & 1 {
-                    0 => Lookup::Resident(frame),
-                    _ => Lookup::Edge(frame),
-                }
-            }
+        let (page, bit) = ((block % PAGES) as u32, 1 << (block % PAGES));
+        let is_again = state.last_touched == block;
+        let Some(chunk) = state.chunk(block) else {
+            return Lookup::Absent;
+        };
+        if chunk.resident & bit == 0 {
+            return match chunk.slot(page) {
+                Slot::Hole => Lookup::Hole,
+                Slot::Busy => Lookup::Busy,
+                _ => Lookup::Absent,
+            };
+        }
+        let frame = chunk.pin(page);
+        let is_edge = chunk.edge & bit != 0;
+        let used = if is_again { 0 } else { chunk.touch(bit) };
+        state.used += u64::from(used);
+        state.hits += 1;
+        state.last_touched = block;
+        match is_edge {
+            false => Lookup::Resident(frame),
+            true => Lookup::Edge(frame),
         }
     }
 
@@ -1103,7 +1214,7 @@ impl MappableFile for FileHandle {
             if wanted == 0 {
                 continue;
             }
-            let Some(chunk) = state.chunks.get_mut(&number) else {
+            let Some(chunk) = state.chunks.find(number) else {
                 continue;
             };
             let found = wanted & chunk.resident & !chunk.edge;
@@ -1119,14 +1230,14 @@ impl MappableFile for FileHandle {
             used += (chunk.ahead & found).count_ones();
             chunk.ahead &= !found;
         }
-        add(&self.0.cache.counts.used, used.into());
+        state.used += u64::from(used);
         pinned
     }
 
     fn unpin(&self, first: u64, count: u64) {
         let mut state = self.0.state.lock();
         for (number, pages) in chunks_of(first..first + count) {
-            if let Some(chunk) = state.chunks.get_mut(&number) {
+            if let Some(chunk) = state.chunks.find(number) {
                 for i in bits(pages) {
                     chunk.unpin(i);
                 }

@@ -65,10 +65,12 @@ pub struct PageCache {
     pressed: WaitQueue,
     volumes: AtomicU64,
     dirty: AtomicU64,
+    /// Frames there are in all, once somebody has asked.
+    total: AtomicU64,
     counts: Counters,
 }
 
-/// What the cache has done.
+/// What the cache has done. Hits are counted by the files, and are here once a file has ended.
 #[derive(Default)]
 struct Counters {
     hits: AtomicU64,
@@ -126,6 +128,7 @@ impl PageCache {
             pressed: WaitQueue::new(),
             volumes: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
+            total: AtomicU64::new(0),
             counts: Counters {
                 hits: AtomicU64::new(0),
                 misses: AtomicU64::new(0),
@@ -229,12 +232,19 @@ impl PageCache {
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
+        let (hits, used) = self.files(None).iter().fold(
+            (load(&counts.hits), load(&counts.used)),
+            |(hits, used), file| {
+                let (more_hits, more_used) = file.finds();
+                (hits + more_hits, used + more_used)
+            },
+        );
         Counts {
-            hits: load(&counts.hits),
+            hits,
             misses: load(&counts.misses),
             read: load(&counts.read),
             read_ahead: load(&counts.read_ahead),
-            used: load(&counts.used),
+            used,
             wasted: load(&counts.wasted),
             evicted: load(&counts.evicted),
             refaults: load(&counts.refaults),

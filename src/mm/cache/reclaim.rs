@@ -95,12 +95,12 @@ impl CachedFile {
     /// The hand has come to a chunk; how many frames that freed, and whether the chunk is still there.
     fn visit(self: &Arc<Self>, number: u64) -> (u64, bool) {
         let mut state = self.lock();
-        let Some(chunk) = state.chunks.get_mut(&number) else {
+        let Some(chunk) = state.chunks.find(number) else {
             return (0, false);
         };
         if chunk.is_empty() {
             if chunk.evicted == 0 {
-                state.chunks.remove(&number);
+                state.chunks.remove(number);
                 return (0, false);
             }
             // A round without a page: what was evicted is forgotten.
@@ -128,7 +128,7 @@ impl CachedFile {
         let mut frames: Vec<Frame> = Vec::new();
         let mut promise = Reservation::NONE;
         let mut state = self.lock();
-        if let Some(chunk) = state.chunks.get_mut(&number) {
+        if let Some(chunk) = state.chunks.find(number) {
             let clean = chunk.resident & pages & !chunk.dirty & !chunk.writing;
             let victims = chunk.unpinned(clean);
             add(
@@ -160,7 +160,7 @@ impl CachedFile {
     /// Forgets holes, and where they are mapped: a store by another way will not know of that.
     fn drop_holes(&self, number: u64, holes: u64) {
         let mut state = self.lock();
-        let Some(chunk) = state.chunks.get_mut(&number) else {
+        let Some(chunk) = state.chunks.find(number) else {
             return;
         };
         let holes = chunk.hole & holes;
@@ -168,7 +168,7 @@ impl CachedFile {
         chunk.busy |= holes;
         drop(state);
         self.unmap(number * PAGES..(number + 1) * PAGES, Which::All);
-        if let Some(chunk) = self.lock().chunks.get_mut(&number) {
+        if let Some(chunk) = self.lock().chunks.find(number) {
             chunk.busy &= !holes;
         }
         self.wake();
@@ -181,7 +181,7 @@ impl CachedFile {
         loop {
             let state = self.lock();
             let next = state.chunks.range(from / PAGES..).next();
-            let Some(number) = next.map(|(number, _)| *number) else {
+            let Some(number) = next.map(|(number, _)| number) else {
                 return;
             };
             drop(state);

@@ -222,7 +222,7 @@ impl CachedFile {
         let mut state = self.lock();
         let mut clean = 0;
         for (number, pages) in chunks_of(run.blocks()) {
-            let Some(chunk) = state.chunks.get_mut(&number) else {
+            let Some(chunk) = state.chunks.find(number) else {
                 continue;
             };
             chunk.writing &= !pages;
@@ -246,7 +246,7 @@ impl CachedFile {
     }
 
     fn has_dirty(&self) -> bool {
-        self.lock().chunks.values().any(|chunk| chunk.dirty != 0)
+        self.lock().chunks.all().any(|(_, chunk)| chunk.dirty != 0)
     }
 }
 
@@ -260,8 +260,15 @@ fn begin(chunk: &mut super::chunk::Chunk, pages: u64) -> Reservation {
 impl PageCache {
     /// Pages that may be dirty before the writer thread is woken, and before whoever makes more of them writes some.
     fn dirty_limits(&self) -> (u64, u64) {
-        let total = self.frames.counts().total;
-        (total / 8, total * 3 / 8)
+        let total = match self.total.load(Ordering::Relaxed) {
+            0 => {
+                let total = self.frames.counts().total;
+                self.total.store(total, Ordering::Relaxed);
+                total
+            }
+            total => total,
+        };
+        (total / 8, total / 8 * 3)
     }
 
     pub(super) fn note_dirty(&self, pages: u64) {
