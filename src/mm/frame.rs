@@ -444,6 +444,11 @@ impl Frames {
         self.descriptor(frame).state.load(Ordering::Relaxed) & COUNT_MASK
     }
 
+    /// Where the count is, in its lower 24 bits: for an owner who changes it often.
+    pub fn counter(&self, frame: Frame) -> &AtomicU32 {
+        &self.descriptor(frame).state
+    }
+
     /// Adds `n` to the count, and returns it.
     #[inline(always)]
     pub fn add_to_count(&self, frame: Frame, n: u32) -> u32 {

@@ -83,13 +83,16 @@ impl Maps {
         self.by_start.len()
     }
 
+    /// What a fault at `page` needs to know, if it is in the anonymous map that was found last.
+    #[inline(always)]
+    pub(super) fn last_hot(&self, page: u64) -> Option<Hot> {
+        self.last.filter(|hot| hot.start <= page && page < hot.end)
+    }
+
     /// What a fault at `page` needs to know, if the map there is live and anonymous.
     #[inline(always)]
     pub(super) fn find_hot(&mut self, page: u64) -> Option<Hot> {
-        if let Some(hot) = self.last
-            && hot.start <= page
-            && page < hot.end
-        {
+        if let Some(hot) = self.last_hot(page) {
             return Some(hot);
         }
         let object = self.find(page)?;

@@ -204,6 +204,16 @@ pub trait PageTable {
         stores: Stores,
     ) -> Result<(), OutOfFrames>;
 
+    /// Enters `frame` as `page`, where nothing is present. Its bytes are written already.
+    fn enter_new(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        kind: Kind,
+        protection: Protection,
+        stores: Stores,
+    ) -> Result<(), OutOfFrames>;
+
     /// The page of zeros.
     fn zero_frame(&self) -> Frame;
 

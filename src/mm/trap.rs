@@ -174,12 +174,20 @@ impl<T: PageTable> State<T> {
         if let Some(present) = self.table.find(page) {
             return self.step_present(frames, page, access, present);
         }
-        if self.maps.is_last_file(page.0) {
-            return self.step_in_file(frames, page, access);
+        match self.maps.last_hot(page.0) {
+            Some(hot) => self.step_anonymous(frames, page, access, hot),
+            None => self.step_elsewhere(frames, page, access),
         }
-        let Some(hot) = self.maps.find_hot(page.0) else {
-            return self.step_in_file(frames, page, access);
-        };
+    }
+
+    #[inline(always)]
+    fn step_anonymous(
+        &mut self,
+        frames: &Frames,
+        page: Page,
+        access: Access,
+        hot: Hot,
+    ) -> Result<Step, FaultError> {
         if !hot.protection.allows(access) {
             return Err(FaultError::Denied);
         }
@@ -232,14 +240,19 @@ impl<T: PageTable> State<T> {
         }
     }
 
-    /// Where no live anonymous map is: a file's, a guard, or nothing.
+    /// Where the anonymous map is not that was found last: another one, a file's, a guard, or nothing.
     #[inline(never)]
-    fn step_in_file(
+    fn step_elsewhere(
         &mut self,
         frames: &Frames,
         page: Page,
         access: Access,
     ) -> Result<Step, FaultError> {
+        if !self.maps.is_last_file(page.0)
+            && let Some(hot) = self.maps.find_hot(page.0)
+        {
+            return self.step_anonymous(frames, page, access, hot);
+        }
         let Some(hot) = self.maps.find_file(page.0) else {
             return match self.maps.find(page.0).map(|object| object.condition) {
                 Some(Condition::Guard) => Err(FaultError::Guard),
@@ -277,9 +290,10 @@ impl<T: PageTable> State<T> {
         let (outcome, keeps_pin) = match (access, hot.sharing) {
             (Access::Write, Sharing::Shared) => match hot.file.dirty_block(block) {
                 Ok(Dirtied::Done) => {
-                    let entered =
-                        self.table
-                            .enter(page, 1, frame, Kind::File, protection, Stores::Reach);
+                    let stores = Stores::Reach;
+                    let entered = self
+                        .table
+                        .enter_new(page, frame, Kind::File, protection, stores);
                     let outcome = entered.map(|()| Outcome::FileDirty);
                     (outcome.map_err(FaultError::from), entered.is_ok())
                 }
@@ -295,9 +309,10 @@ impl<T: PageTable> State<T> {
                 (outcome.map_err(FaultError::from), false)
             }
             _ => {
-                let entered =
-                    self.table
-                        .enter(page, 1, frame, Kind::File, protection, Stores::Trap);
+                let stores = Stores::Trap;
+                let entered = self
+                    .table
+                    .enter_new(page, frame, Kind::File, protection, stores);
                 if entered.is_ok() && hot.pattern != Pattern::Random {
                     enter_file_around(&mut self.table, &mut self.next_of_file, page, hot);
                 }

@@ -87,6 +87,26 @@ const WNR: u64 = 1 << 6;
 const CM: u64 = 1 << 8; // cache maintenance: sets WnR, though it writes nothing
 const FNV: u64 = 1 << 10; // FAR_EL1 is not valid
 
+/// What a load or store at this exception level tried, and why it failed, if it is a translation or permission fault:
+/// what [`Syndrome::decode`] says of it, for those who have to know soon.
+#[inline(always)]
+pub const fn data_fault(esr: u64) -> Option<(Attempt, AbortKind)> {
+    const CLASS_AND_STATUS: u64 = 0x3f << 26 | 0b11_0100;
+    if esr & CLASS_AND_STATUS != 0x25 << 26 | 0b00_0100 {
+        return None;
+    }
+    let attempt = match esr & (WNR | CM) {
+        WNR => Attempt::Write,
+        _ => Attempt::Read,
+    };
+    let level = esr as u8 & 0b11;
+    let kind = match esr & 0b1000 {
+        0 => AbortKind::Translation(level),
+        _ => AbortKind::Permission(level),
+    };
+    Some((attempt, kind))
+}
+
 impl Syndrome {
     /// Decodes ESR_EL1.
     #[inline]
@@ -192,7 +212,7 @@ impl fmt::Display for Syndrome {
 
 #[cfg(test)]
 mod tests {
-    use super::{AbortKind, Attempt, Syndrome};
+    use super::{AbortKind, Attempt, Syndrome, data_fault};
 
     fn abort(attempt: Attempt, kind: AbortKind) -> Syndrome {
         Syndrome::Abort {
@@ -284,5 +304,23 @@ mod tests {
             Syndrome::decode(0x9600_0061).to_string(),
             "store failed: alignment fault"
         );
+    }
+
+    #[test]
+    fn a_data_fault_is_what_decoding_says() {
+        for class in 0..64 {
+            for status in 0..0x400 {
+                let esr = class << 26 | status;
+                let decoded = match Syndrome::decode(esr) {
+                    Syndrome::Abort {
+                        attempt,
+                        kind: kind @ (AbortKind::Translation(_) | AbortKind::Permission(_)),
+                        ..
+                    } if class == 0x25 => Some((attempt, kind)),
+                    _ => None,
+                };
+                assert_eq!(data_fault(esr), decoded, "{esr:#x}");
+            }
+        }
     }
 }

@@ -15,7 +15,7 @@
 //!
 //! Handlers run with interrupts masked. The image is built soft-float: vector registers stay as they are.
 
-use super::esr::Syndrome;
+use super::esr::{Syndrome, data_fault};
 use core::arch::global_asm;
 use core::fmt;
 use core::mem::offset_of;
@@ -268,19 +268,22 @@ unsafe extern "C" {
 }
 
 extern "C" fn on_sync(frame: &mut TrapFrame) {
-    let syndrome = frame.syndrome();
     // Who holds a spin lock must not touch maps: resolving the fault may take that very lock. But kernel code that a
     // program calls runs on the program's stack, which grows by fault: `touch_program_stack` sees to it that it holds
     // other locks then.
     let is_resolvable = !frame.is_in_critical_section()
         || frame.is_from_program() && crate::mm::can_resolve_in_critical_section();
-    if let Syndrome::Abort { attempt, kind, .. } = syndrome
+    let abort = data_fault(frame.esr).or_else(|| match frame.syndrome() {
+        Syndrome::Abort { attempt, kind, .. } => Some((attempt, kind)),
+        _ => None,
+    });
+    if let Some((attempt, kind)) = abort
         && is_resolvable
         && crate::mm::resolve(attempt, kind, frame.far, frame.is_in_critical_section())
     {
         return;
     }
-    match syndrome {
+    match frame.syndrome() {
         Syndrome::FloatingPointDenied if super::fp::allow_to_current_thread() => {}
         Syndrome::Undefined if frame.elr == &raw const semihosting_hlt as u64 => {
             frame.elr = &raw const semihosting_absent as u64;

@@ -27,6 +27,7 @@ use crate::mm::table::{Access, Kind, PageTable, Present, Protection, Removed, Ru
 use arrayvec::ArrayVec;
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// What a translation that the TLB should forget may be cached as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +86,7 @@ pub struct PageTables<'f, M> {
     /// Tables full of the zero page: for maps that may not be written, and for those that may.
     zero_tables: [Option<Frame>; 2],
     /// The level-3 table found last, by the number of its first page: what is next to it is found without a walk.
-    last: Option<(u64, Frame)>,
+    last: Option<(u64, Frame, &'f AtomicU32)>,
 }
 
 /// A bit for each page of a group.
@@ -205,7 +206,7 @@ impl<'f, M: Mmu> PageTables<'f, M> {
     /// The entry for `page`, if it is in the table found last.
     #[inline(always)]
     fn place_in_last(&self, page: u64) -> Option<Place> {
-        let (first, table) = self.last?;
+        let (first, table, _) = self.last?;
         if page & !(TABLE_PAGES - 1) != first {
             return None;
         }
@@ -238,7 +239,8 @@ impl<'f, M: Mmu> PageTables<'f, M> {
             let value = self.read(entry);
             if level == target {
                 if level == PAGE_LEVEL {
-                    self.last = Some((page & !(TABLE_PAGES - 1), table));
+                    self.last =
+                        Some((page & !(TABLE_PAGES - 1), table, self.frames.counter(table)));
                 }
                 return Ok(Place {
                     entry,
@@ -729,7 +731,8 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
                 let place = self.walk_to(page.0, PAGE_LEVEL);
                 if place.level == PAGE_LEVEL && !self.is_zero_table(place.table) {
                     // What is found is changed next, most likely.
-                    self.last = Some((page.0 & !(TABLE_PAGES - 1), place.table));
+                    let counter = self.frames.counter(place.table);
+                    self.last = Some((page.0 & !(TABLE_PAGES - 1), place.table, counter));
                 }
                 place
             }
@@ -814,6 +817,33 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
             return self.enter_one(page.0, first, attributes);
         }
         self.enter_several(page.0, count, first, attributes, protection)
+    }
+
+    #[inline(always)]
+    fn enter_new(
+        &mut self,
+        page: Page,
+        frame: Frame,
+        kind: Kind,
+        protection: Protection,
+        stores: Stores,
+    ) -> Result<(), OutOfFrames> {
+        self.synchronize(frame, 1, protection);
+        let place = self.create(page.0, PAGE_LEVEL)?;
+        debug_assert!(place.value.is_empty() && protection != Protection::NONE);
+        // It was just found.
+        if let Some((_, _, counter)) = self.last {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        let leaf = Entry::leaf(
+            frame.start(),
+            attributes(kind, protection, stores),
+            PAGE_LEVEL,
+        );
+        self.mmu.order();
+        self.store(place.entry, leaf, page.0, PAGE_LEVEL);
+        self.mmu.publish();
+        Ok(())
     }
 
     fn zero_frame(&self) -> Frame {
