@@ -509,6 +509,8 @@ impl CachedFile {
                 chunk.evicted &= !bit;
                 if wanted != Some(block) {
                     chunk.ahead |= bit;
+                    // Nobody had time to ask for it yet: the hand spares it once.
+                    chunk.heat[0] |= bit;
                     add(&self.cache.counts.read_ahead, 1);
                 } else if is_refault {
                     // Evicted too early: the next round of the hand spares it.
@@ -539,9 +541,12 @@ impl CachedFile {
 
     /// Reads what is absent in a window; `wanted` is a block of it somebody waits for. Returns when all is on its way.
     fn read_window(self: &Arc<Self>, window: &Window, wanted: Option<u64>) -> Result<(), IoError> {
-        self.cache
-            .make_frames(window.blocks.end - window.blocks.start);
         let mut rest = window.blocks.clone();
+        // Behind the end of the file there is nothing to read.
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.cache.make_frames(rest.end - rest.start);
         while !rest.is_empty() {
             match self.begin_read(&rest, window, wanted) {
                 Ok(Some(run)) => {
