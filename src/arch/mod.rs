@@ -5,6 +5,6 @@ pub mod aarch64;
 pub mod host;
 
 #[cfg(target_os = "none")]
-pub use aarch64::page;
+pub use aarch64::{crc, page};
 #[cfg(not(target_os = "none"))]
-pub use host::page;
+pub use host::{crc, page};
