@@ -1,0 +1,511 @@
+//! Random operations on mapped files, against plain bytes.
+//!
+//! Everything is there that the image has, but the processor: ext4 on a simulated disk, the page cache in front of it,
+//! maps on the simulated MMU, and so little memory that pages are evicted all the time. Seeds are fixed; for a campaign
+//! set `PINFOLD_CAMPAIGN` to the number of seconds it may take, and `PINFOLD_SEED` to repeat one.
+
+#![cfg(not(target_os = "none"))]
+
+mod common;
+
+use common::{campaign, e2fsck, mkfs, mount};
+use pinfold::arch::aarch64::page_table::PageTables;
+use pinfold::fs::cached::Cached;
+use pinfold::fs::ext4::Access as FsAccess;
+use pinfold::fs::sim_disk::SimDisk;
+use pinfold::fs::{FileId, FileKind, FileSystem, FsError};
+use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
+use pinfold::mm::cache::PageCache;
+use pinfold::mm::fault::{Access, FaultError};
+use pinfold::mm::manager::{Advice, MemoryMapManager, Placement};
+use pinfold::mm::object::{Pattern, Sharing, SyncMode};
+use pinfold::mm::table::Protection;
+use pinfold::sim::{SimMemory, SimMmu};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const FILES: usize = 4;
+const MAX_LEN: u64 = 40 * PAGE;
+
+type Manager = MemoryMapManager<'static, PageTables<'static, SimMmu<'static>>>;
+
+thread_local! {
+    /// What the maps of this test's thread reclaim from.
+    static CACHE: Cell<Option<&'static PageCache>> = const { Cell::new(None) };
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+/// A map, and for a private one what its own pages hold.
+struct Map {
+    base: VirtAddr,
+    file: usize,
+    first_page: u64,
+    pages: u64,
+    sharing: Sharing,
+    own: Vec<Option<Vec<u8>>>,
+}
+
+struct World {
+    memory: &'static SimMemory,
+    manager: &'static Manager,
+    cache: &'static PageCache,
+    mmu: SimMmu<'static>,
+    disk: Arc<SimDisk>,
+    fs: Arc<Cached>,
+    random: Random,
+    files: Vec<(FileId, Vec<u8>)>,
+    maps: Vec<Map>,
+}
+
+impl World {
+    fn new(seed: u64, memory: u64, mkfs_options: &[&str]) -> Self {
+        let memory: &'static SimMemory = Box::leak(Box::new(SimMemory::new(memory)));
+        let mmu = SimMmu::new(memory);
+        let tables = PageTables::new(memory.frames(), mmu.clone()).unwrap();
+        mmu.install(tables.root());
+        let limits = VirtAddr(0x1_0000)..VirtAddr(1 << 48);
+        let cache: &'static PageCache = Box::leak(Box::new(PageCache::new(memory.frames())));
+        CACHE.set(Some(cache));
+        let reclaim = || CACHE.get().is_some_and(PageCache::reclaim_or_write);
+        let manager: &'static Manager = Box::leak(Box::new(
+            MemoryMapManager::new(memory.frames(), tables, limits).with_reclaim(reclaim),
+        ));
+        cache.set_aliases(manager);
+        let disk = Arc::new(SimDisk::new(mkfs(8192, mkfs_options, None), seed));
+        let mounted = mount(disk.clone(), FsAccess::ReadWrite).unwrap();
+        let fs = Arc::new(Cached::new(Arc::new(mounted.file_system), cache));
+        let mut world = Self {
+            memory,
+            manager,
+            cache,
+            mmu,
+            disk,
+            fs,
+            random: Random(seed * 2 + 1),
+            files: Vec::new(),
+            maps: Vec::new(),
+        };
+        for i in 0..FILES {
+            let file = world.create(i);
+            world.files.push((file, Vec::new()));
+        }
+        world
+    }
+
+    fn create(&self, i: usize) -> FileId {
+        let name = format!("file-{i}-{}", self.files.len());
+        let root = self.fs.root();
+        let file = self
+            .fs
+            .create(root, name.as_bytes(), FileKind::File, 0o644)
+            .unwrap();
+        self.fs.open(file).unwrap();
+        file
+    }
+
+    fn access(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+        for _ in 0..8 {
+            if self.mmu.translate(address, access).is_ok() {
+                return Ok(());
+            }
+            self.manager.trap(address, access)?;
+        }
+        panic!("{access:?} at {address} goes on faulting");
+    }
+
+    fn load(&self, address: VirtAddr) -> Result<u8, FaultError> {
+        self.access(address, Access::Read)?;
+        Ok(self.mmu.load(address).unwrap())
+    }
+
+    fn store(&self, address: VirtAddr, value: u8) -> Result<(), FaultError> {
+        self.access(address, Access::Write)?;
+        self.mmu.store_byte(address, value).unwrap();
+        Ok(())
+    }
+
+    /// What the model says a byte of a map is; `None` past the end.
+    fn expected(&self, map: &Map, page: u64, at: u64) -> Option<u8> {
+        if let Some(own) = &map.own[page as usize] {
+            return Some(own[at as usize]);
+        }
+        let bytes = &self.files[map.file].1;
+        let offset = (map.first_page + page) * PAGE + at;
+        if offset < bytes.len() as u64 {
+            return Some(bytes[offset as usize]);
+        }
+        // The rest of the last page.
+        ((map.first_page + page) * PAGE < bytes.len() as u64).then_some(0)
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..=5 => self.map(),
+            6..=8 => self.unmap(),
+            9..=38 => self.touch(),
+            39..=50 => self.write(),
+            51..=62 => self.read(),
+            63..=68 => self.set_len(),
+            69..=76 => self.sync(),
+            77..=83 => self.evict(),
+            84..=86 => self.replace(),
+            87..=89 => self.invalidate(),
+            90..=92 => self.advise(),
+            93..=95 => self.cache.write_back(None).unwrap(),
+            _ => self.cache.tidy().unwrap(),
+        }
+    }
+
+    fn map(&mut self) {
+        if self.maps.len() >= 8 {
+            return;
+        }
+        let file = self.random.below(FILES as u64) as usize;
+        let first_page = self.random.below(20);
+        let pages = 1 + self.random.below(24);
+        let sharing = match self.random.below(3) {
+            0 => Sharing::CopyOnWrite,
+            _ => Sharing::Shared,
+        };
+        let handle = self
+            .fs
+            .mappable(self.files[file].0, "mapped")
+            .unwrap()
+            .handle();
+        let base = self
+            .manager
+            .map_file(
+                handle,
+                Placement::Anywhere,
+                pages * PAGE,
+                Protection::READ_WRITE,
+                first_page * PAGE,
+                sharing,
+            )
+            .unwrap();
+        self.maps.push(Map {
+            base,
+            file,
+            first_page,
+            pages,
+            sharing,
+            own: (0..pages).map(|_| None).collect(),
+        });
+    }
+
+    fn unmap(&mut self) {
+        if self.maps.is_empty() {
+            return;
+        }
+        let i = self.random.below(self.maps.len() as u64) as usize;
+        let map = self.maps.swap_remove(i);
+        self.manager.remove(map.base, map.pages * PAGE).unwrap();
+    }
+
+    fn touch(&mut self) {
+        if self.maps.is_empty() {
+            return;
+        }
+        let i = self.random.below(self.maps.len() as u64) as usize;
+        let page = self.random.below(self.maps[i].pages);
+        let at = match self.random.below(4) {
+            0 => PAGE - 1 - self.random.below(16),
+            _ => self.random.below(PAGE),
+        };
+        let address = VirtAddr(self.maps[i].base.0 + page * PAGE + at);
+        let expected = self.expected(&self.maps[i], page, at);
+        if self.random.below(2) == 0 {
+            match (self.load(address), expected) {
+                (Ok(byte), Some(expected)) => {
+                    // Behind the end a program may read what it stored, or zeros.
+                    if !self.is_behind_end(i, page, at) {
+                        assert_eq!(byte, expected, "page {page}, byte {at:#x}");
+                    }
+                }
+                (Err(FaultError::PastEnd), None) => {}
+                (loaded, expected) => panic!("{loaded:?}, not {expected:?}"),
+            }
+            return;
+        }
+        let value = self.random.next() as u8;
+        match (self.store(address, value), expected) {
+            (Ok(()), Some(_)) => self.note_store(i, page, at, value),
+            (Err(FaultError::PastEnd), None) => {}
+            (stored, expected) => panic!("{stored:?}, not {expected:?}"),
+        }
+    }
+
+    fn is_behind_end(&self, i: usize, page: u64, at: u64) -> bool {
+        let map = &self.maps[i];
+        map.own[page as usize].is_none()
+            && (map.first_page + page) * PAGE + at >= self.files[map.file].1.len() as u64
+    }
+
+    fn note_store(&mut self, i: usize, page: u64, at: u64, value: u8) {
+        let map = &mut self.maps[i];
+        let bytes = &mut self.files[map.file].1;
+        let start = (map.first_page + page) * PAGE;
+        if map.sharing == Sharing::Shared {
+            if let Some(byte) = bytes.get_mut((start + at) as usize) {
+                *byte = value;
+            }
+            return;
+        }
+        let own = map.own[page as usize].get_or_insert_with(|| {
+            let mut own = vec![0; PAGE as usize];
+            let end = (bytes.len() as u64).min(start + PAGE);
+            if start < end {
+                own[..(end - start) as usize]
+                    .copy_from_slice(&bytes[start as usize..end as usize]);
+            }
+            own
+        });
+        own[at as usize] = value;
+    }
+
+    fn range(&mut self) -> (usize, u64, usize) {
+        let file = self.random.below(FILES as u64) as usize;
+        let len = self.files[file].1.len() as u64;
+        let offset = self.random.below(len + 1 + 3 * PAGE).min(MAX_LEN);
+        let len = match self.random.below(3) {
+            0 => self.random.below(40),
+            1 => PAGE,
+            _ => self.random.below(6 * PAGE),
+        };
+        (file, offset, len as usize)
+    }
+
+    fn write(&mut self) {
+        let (file, offset, len) = self.range();
+        let data: Vec<u8> = (0..len).map(|_| self.random.next() as u8).collect();
+        self.fs.write_at(self.files[file].0, offset, &data).unwrap();
+        let bytes = &mut self.files[file].1;
+        let end = offset as usize + len;
+        if len > 0 && bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        if len > 0 {
+            bytes[offset as usize..end].copy_from_slice(&data);
+        }
+    }
+
+    fn read(&mut self) {
+        let (file, offset, len) = self.range();
+        let mut data = vec![0xee; len];
+        let read = self
+            .fs
+            .read_at(self.files[file].0, offset, &mut data)
+            .unwrap();
+        let bytes = &self.files[file].1;
+        let start = (offset as usize).min(bytes.len());
+        let end = (start + len).min(bytes.len());
+        assert_eq!(read, end - start);
+        assert!(
+            data[..read] == bytes[start..end],
+            "file {file}, {len} bytes at {offset:#x} of {:#x}",
+            bytes.len()
+        );
+    }
+
+    fn set_len(&mut self) {
+        let file = self.random.below(FILES as u64) as usize;
+        let len = match self.random.below(3) {
+            0 => self.random.below(MAX_LEN),
+            1 => self.random.below(MAX_LEN / PAGE) * PAGE,
+            _ => {
+                let len = self.files[file].1.len() as u64;
+                (len + self.random.below(2 * PAGE)).saturating_sub(PAGE)
+            }
+        };
+        self.fs.set_len(self.files[file].0, len).unwrap();
+        self.files[file].1.resize(len as usize, 0);
+    }
+
+    fn sync(&mut self) {
+        match self.random.below(3) {
+            0 => self.fs.sync().unwrap(),
+            1 => {
+                let file = self.random.below(FILES as u64) as usize;
+                self.fs.sync_file(self.files[file].0).unwrap();
+            }
+            _ if self.maps.is_empty() => {}
+            _ => {
+                let i = self.random.below(self.maps.len() as u64) as usize;
+                let (base, pages) = (self.maps[i].base, self.maps[i].pages);
+                self.manager
+                    .sync(base, pages * PAGE, SyncMode::Wait)
+                    .unwrap();
+            }
+        }
+    }
+
+    fn evict(&mut self) {
+        match self.random.below(3) {
+            0 => self.cache.drop_clean(),
+            1 => {
+                self.manager.compact();
+            }
+            _ => {
+                self.cache.reclaim(1 + self.random.below(64));
+            }
+        }
+    }
+
+    /// Takes the name of a file away, while maps show it, and makes another.
+    fn replace(&mut self) {
+        let i = self.random.below(FILES as u64) as usize;
+        if self.maps.iter().any(|map| map.file == i) {
+            // Maps of it keep the old one: they go first, so that the model stays simple.
+            let gone: Vec<Map> = self.maps.extract_if(.., |map| map.file == i).collect();
+            for map in gone {
+                self.manager.remove(map.base, map.pages * PAGE).unwrap();
+            }
+        }
+        let root = self.fs.root();
+        let mut cursor = pinfold::fs::Cursor::default();
+        let old = self.files[i].0;
+        let mut name = None;
+        loop {
+            let entries = self.fs.read_directory(root, &mut cursor).unwrap();
+            if entries.is_empty() {
+                break;
+            }
+            name = name.or(entries.into_iter().find(|entry| entry.file == old));
+        }
+        self.fs.unlink(root, &name.unwrap().name).unwrap();
+        if self.random.below(2) == 0 {
+            let mut byte = [0; 1];
+            // It is still open.
+            let read = self.fs.read_at(old, 0, &mut byte).unwrap();
+            assert_eq!(read, self.files[i].1.len().min(1));
+        }
+        self.fs.close(old).unwrap();
+        assert!(self.fs.attributes(old).is_err() || self.fs.attributes(old).unwrap().links == 0);
+        let name = format!("again-{}", self.random.next());
+        let file = self
+            .fs
+            .create(root, name.as_bytes(), FileKind::File, 0o644)
+            .unwrap();
+        self.fs.open(file).unwrap();
+        self.files[i] = (file, Vec::new());
+    }
+
+    fn invalidate(&mut self) {
+        if self.maps.is_empty() {
+            return;
+        }
+        let i = self.random.below(self.maps.len() as u64) as usize;
+        let map = &mut self.maps[i];
+        self.manager
+            .invalidate(map.base, map.pages * PAGE)
+            .unwrap();
+        map.own.fill(None);
+    }
+
+    fn advise(&mut self) {
+        if self.maps.is_empty() {
+            return;
+        }
+        let i = self.random.below(self.maps.len() as u64) as usize;
+        let advice = match self.random.below(5) {
+            0 => Advice::Pattern(Pattern::Normal),
+            1 => Advice::Pattern(Pattern::Random),
+            2 => Advice::Pattern(Pattern::Sequential),
+            3 => Advice::WillNeed,
+            _ => Advice::DontNeed,
+        };
+        let map = &mut self.maps[i];
+        self.manager
+            .advise(map.base, map.pages * PAGE, advice)
+            .unwrap();
+        if advice == Advice::DontNeed {
+            map.own.fill(None);
+        }
+    }
+
+    fn check(&self) {
+        self.manager.check();
+        self.mmu.check();
+        for file in self.cache.files(None) {
+            file.check();
+        }
+    }
+
+    /// Ends all, and compares what is on the disk.
+    fn finish(self) {
+        self.manager.unmap_all().unwrap();
+        for (file, bytes) in &self.files {
+            assert_eq!(self.fs.attributes(*file).unwrap().size, bytes.len() as u64);
+            self.fs.close(*file).unwrap();
+        }
+        self.fs.unmount().unwrap();
+        let frames = self.memory.frames().counts();
+        assert_eq!((frames.cache, frames.anonymous), (0, 0));
+        assert_eq!(self.cache.counts().dirty, 0);
+        let image = self.disk.contents();
+        e2fsck(&image).unwrap();
+        let disk = Arc::new(SimDisk::new(image, 1));
+        let again = mount(disk, FsAccess::ReadOnly).unwrap().file_system;
+        for (file, bytes) in &self.files {
+            let mut data = vec![0; bytes.len() + 1];
+            let read = match again.read_at(*file, 0, &mut data) {
+                Err(FsError::NotFound) if bytes.is_empty() => 0,
+                read => read.unwrap(),
+            };
+            assert_eq!(read, bytes.len());
+            assert!(data[..read] == bytes[..], "{file:?}");
+        }
+    }
+}
+
+fn run(seed: u64, memory: u64, mkfs_options: &[&str], steps: u32) {
+    let mut world = World::new(seed, memory, mkfs_options);
+    for step in 0..steps {
+        world.step();
+        if step % 64 == 0 {
+            world.check();
+        }
+    }
+    world.check();
+    world.finish();
+}
+
+const OPTIONS: [&[&str]; 4] = [
+    &["-b", "4096"],
+    &["-b", "1024"],
+    &["-b", "2048"],
+    &["-b", "1024", "-O", "^extents,^has_journal,^64bit"],
+];
+
+#[test]
+fn mapped_files_hold_what_the_model_holds() {
+    let end = Instant::now() + Duration::from_secs(campaign("PINFOLD_CAMPAIGN", 0));
+    let first = campaign("PINFOLD_SEED", 1);
+    for seed in first.. {
+        for options in OPTIONS {
+            for memory in [2 << 20, 16 << 20] {
+                println!("seed {seed}, {memory} bytes, {options:?}");
+                run(seed, memory, options, 2500);
+            }
+        }
+        if Instant::now() > end && seed >= first + 1 {
+            return;
+        }
+    }
+}
