@@ -889,8 +889,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
                 true => (GROUP, single.contiguous()),
                 false => (1, single),
             };
-            for i in i..i + count {
-                let frame = frames[i];
+            for (i, &frame) in frames.iter().enumerate().skip(i).take(count) {
                 self.synchronize(frame, 1, protection);
                 let leaf = Entry::leaf(frame.start(), attributes, PAGE_LEVEL);
                 self.store(

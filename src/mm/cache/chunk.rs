@@ -72,26 +72,24 @@ pub struct Chunk {
 
 impl Chunk {
     /// All absent.
-    pub const fn new() -> Self {
-        Self {
-            resident: 0,
-            busy: 0,
-            hole: 0,
-            dirty: 0,
-            writing: 0,
-            backed: 0,
-            promised: 0,
-            promise: Reservation::NONE,
-            edge: 0,
-            failed: 0,
-            ahead: 0,
-            touched: 0,
-            evicted: 0,
-            heat: [0; 2],
-            frames: [Frame(0); PAGES as usize],
-            pins: [0; PAGES as usize],
-        }
-    }
+    pub const EMPTY: Self = Self {
+        resident: 0,
+        busy: 0,
+        hole: 0,
+        dirty: 0,
+        writing: 0,
+        backed: 0,
+        promised: 0,
+        promise: Reservation::NONE,
+        edge: 0,
+        failed: 0,
+        ahead: 0,
+        touched: 0,
+        evicted: 0,
+        heat: [0; 2],
+        frames: [Frame(0); PAGES as usize],
+        pins: [0; PAGES as usize],
+    };
 
     /// What page `i` is.
     #[inline]
@@ -251,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_page_is_absent_busy_resident_and_absent_again() {
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::EMPTY;
         assert_eq!(chunk.slot(5), Slot::Absent);
         chunk.begin(5, Frame(77));
         assert_eq!(chunk.slot(5), Slot::Busy);
@@ -268,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_page_that_is_asked_for_again_survives_three_rounds() {
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::EMPTY;
         for i in [0, 1] {
             chunk.begin(i, Frame(u64::from(i)));
             chunk.publish(1 << i);
@@ -282,7 +280,7 @@ mod tests {
 
     #[test]
     fn what_was_read_ahead_is_used_once() {
-        let mut chunk = Chunk::new();
+        let mut chunk = Chunk::EMPTY;
         chunk.ahead = 0b1110;
         assert_eq!(chunk.touch(0b0011), 1);
         assert_eq!(chunk.touch(0b0011), 0);

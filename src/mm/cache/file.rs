@@ -461,7 +461,7 @@ impl CachedFile {
                 return Err(IoError::OutOfFrames);
             }
             self.cache.enrol(self, number)?;
-            state.chunks.insert(number, Box::new(Chunk::new()));
+            state.chunks.insert(number, Box::new(Chunk::EMPTY));
         }
         state.chunk(block).ok_or(IoError::OutOfFrames)
     }
@@ -866,7 +866,7 @@ impl CachedFile {
     fn settle_end(self: &Arc<Self>, offset: u64) -> Result<(), IoError> {
         let size = self.size();
         let block = size / PAGE;
-        if size % PAGE == 0 || offset / PAGE <= block {
+        if size.is_multiple_of(PAGE) || offset / PAGE <= block {
             return Ok(());
         }
         loop {
@@ -1015,7 +1015,7 @@ impl CachedFile {
         // Size, maps, pages, blocks: nobody enters a page behind the end once the size says so.
         state.size = len;
         if let Slot::Resident(frame) = state.slot(len / PAGE)
-            && len % PAGE > 0
+            && !len.is_multiple_of(PAGE)
         {
             zero_from(self.pointer(frame), len % PAGE);
         }
