@@ -285,9 +285,9 @@ impl CachedFile {
         })
     }
 
-    /// What people call it.
+    /// What people call it; nothing until it was [mappable](FileSystem::mappable).
     pub fn name(&self) -> &str {
-        self.name.get().map_or("?", String::as_str)
+        self.name.get().map_or("", String::as_str)
     }
 
     /// Lets people call it that, if it has no name yet.

@@ -29,6 +29,8 @@
 #[cfg(target_os = "none")]
 mod bench;
 pub mod chunk;
+#[cfg(target_os = "none")]
+mod commands;
 mod file;
 mod read_ahead;
 mod reclaim;
