@@ -1,0 +1,192 @@
+# shellcheck shell=bash
+
+MAPS=$ROOT/target/test-maps
+
+# QEMU with a disk whose errors and stalls are prescribed: blkdebug RULES DISK QEMU.SH-ARGUMENT...
+with_errors() {
+    local rules=$1 disk=$2
+    shift 2
+    ./qemu.sh "$@" -- -drive "if=none,id=bad,driver=raw,file.driver=blkdebug,file.config=$rules,file.image.driver=file,file.image.filename=$disk" \
+        -device virtio-blk-device,drive=bad
+}
+
+make_map_disks() {
+    rm -rf "$MAPS" && mkdir -p "$MAPS/tree" || return
+    printf 'Hello, file that is mapped\n' >"$MAPS/tree/hello"
+    seq 1 3000000 >"$MAPS/tree/numbers"
+    head -c 3000 "$MAPS/tree/numbers" >"$MAPS/tree/small"
+    mkfs.ext4 -q -F -b 4096 -d "$MAPS/tree" "$MAPS/disk.img" 64M &&
+        mkfs.ext4 -q -F -b 1024 -d "$MAPS/tree" "$MAPS/small-blocks.img" 64M
+}
+
+# What `says` runs on.
+machine=(--memory 64M)
+
+# says DISK COMMANDS PATTERN...: the console, given the commands, prints lines like these, in this order.
+says() {
+    local disk=$1 commands=$2 text line
+    shift 2
+    text=$(./qemu.sh --timeout 60 "${machine[@]}" --disk "$disk" <<<"$commands" | tr -d '\r')
+    echo "$text"
+    for line in "$@"; do
+        [[ "$text" == *"$line"* ]] || { echo "missing, or out of order: $line"; return 1; }
+        text=${text#*"$line"}
+    done
+}
+
+# Where the first map of a boot is: each command prints the address of its own.
+FIRST=0x800000008000
+SECOND=0x800000009000
+# Where the first map of 2 MiB or more is.
+LARGE=0x800000200000
+
+stores_reach_the_disk() {
+    cp "$1" "$MAPS/work.img" || return
+    says "$MAPS/work.img" "map /hello
+map -p /hello
+poke $FIRST JELLO
+poke $SECOND Private
+peek $FIRST 8
+peek $SECOND 8
+flush $FIRST
+poke $FIRST SECOND
+flush $FIRST
+drop-caches
+cat /hello" "$FIRST" "$SECOND" JELLO, Privatef "SECOND file" || return
+    e2fsck -fn "$MAPS/work.img" || return
+    debugfs -R "cat /hello" "$MAPS/work.img" 2>/dev/null | cmp - <(printf 'SECOND file that is mapped\n')
+}
+
+# The same without a flush: powering off writes everything back.
+power_off_writes_back() {
+    cp "$MAPS/disk.img" "$MAPS/work.img" || return
+    says "$MAPS/work.img" "map /hello
+poke $FIRST JELLO" "$FIRST" || return
+    e2fsck -fn "$MAPS/work.img" || return
+    debugfs -R "cat /hello" "$MAPS/work.img" 2>/dev/null | cmp - <(printf 'JELLO, file that is mapped\n')
+}
+
+faults_are_told() {
+    cp "$MAPS/disk.img" "$MAPS/work.img" || return
+    says "$MAPS/work.img" "map -r /hello
+poke $FIRST no
+truncate /hello 0
+peek $FIRST
+truncate /hello 5
+peek $FIRST 8
+rm /hello
+peek $FIRST 8
+unmap $FIRST
+peek $FIRST" "the map does not allow it" "/hello + 0x0" "past the end of the mapped file" \
+        "00 00 00 00 00 00 00 00" "00 00 00 00 00 00 00 00" "not all of it is mapped" || return
+    e2fsck -fn "$MAPS/work.img"
+}
+
+# A file far larger than memory, through a map.
+large_file_is_read() {
+    local sum
+    head -c 300M < <(seq 1 40000000) >"$MAPS/large" || return
+    mkfs.ext4 -q -F -b 4096 "$MAPS/large.img" 400M || return
+    debugfs -w -R "write $MAPS/large large" "$MAPS/large.img" 2>/dev/null || return
+    sum=$(sha256sum <"$MAPS/large")
+    rm "$MAPS/large"
+    local machine=(--memory 16M)
+    says "$MAPS/large.img" "mapsum /large
+mapsum /large
+mem" "${sum%% *}  /large" "${sum%% *}  /large" "page cache"
+    local status=$?
+    rm "$MAPS/large.img"
+    return $status
+}
+
+# No room on the disk: a fault at the first store to a hole, an error from a write, and nothing is lost.
+full_disk_is_told() {
+    mkfs.ext4 -q -F -b 4096 -m 0 "$MAPS/full.img" 8M || return
+    says "$MAPS/full.img" "truncate /sparse 64K
+map /sparse
+truncate /hog 7M
+write /before here first
+$(for i in $(seq 1 700); do echo "cp /before /f$i"; done)
+poke $FIRST room
+poke $SECOND none
+cat /before
+df" "no space left on the device" "no space is left on the file system" "here first" || return
+    e2fsck -fn "$MAPS/full.img"
+}
+
+# The device fails to read a page that a map touches; the console goes on, and later it is there.
+read_errors_are_told() {
+    local sector
+    sector=$(debugfs -R "bmap /numbers 100" "$MAPS/disk.img" 2>/dev/null) || return
+    cat >"$MAPS/read.rules" <<END
+[inject-error]
+event = "none"
+iotype = "read"
+errno = "5"
+sector = "$((sector * 8))"
+once = "on"
+END
+    with_errors "$MAPS/read.rules" "$MAPS/disk.img" --timeout 60 --memory 64M <<END | tee "$MAPS/read.txt"
+map -r /numbers
+advise $LARGE 1M random
+peek 0x800000264000 16
+peek 0x800000264000 16
+cat /hello
+END
+    grep -q "the device reports an error" "$MAPS/read.txt" &&
+        grep -q "/numbers + 0x0" "$MAPS/read.txt" &&
+        grep -q "^800000264000  3" "$MAPS/read.txt" &&
+        grep -q "Hello, file that is mapped" "$MAPS/read.txt"
+}
+
+# The device fails to write a page: flush says so, the page stays dirty, and the next flush brings it to the disk.
+write_errors_are_told() {
+    local sector
+    cp "$MAPS/disk.img" "$MAPS/work.img" || return
+    sector=$(debugfs -R "bmap /hello 0" "$MAPS/work.img" 2>/dev/null) || return
+    cat >"$MAPS/write.rules" <<END
+[inject-error]
+event = "none"
+iotype = "write"
+errno = "5"
+sector = "$((sector * 8))"
+once = "on"
+END
+    with_errors "$MAPS/write.rules" "$MAPS/work.img" --timeout 60 --memory 64M <<END | tee "$MAPS/write.txt"
+map /hello
+poke $FIRST JELLO
+flush $FIRST
+cache
+flush $FIRST
+END
+    grep -q "flush: $FIRST: the device reports an error" "$MAPS/write.txt" &&
+        [ "$(grep -c "^flush: " "$MAPS/write.txt")" = 1 ] || return
+    e2fsck -fn "$MAPS/work.img" || return
+    debugfs -R "cat /hello" "$MAPS/work.img" 2>/dev/null | cmp - <(printf 'JELLO, file that is mapped\n')
+}
+
+read_only_disk_is_told() {
+    says_read_only=$(./qemu.sh --timeout 60 -- -drive "if=none,id=ro,format=raw,readonly=on,file=$MAPS/disk.img" \
+        -device virtio-blk-device,drive=ro <<<"map /hello
+poke $FIRST no
+peek $FIRST 5") || return
+    echo "$says_read_only"
+    [[ "$says_read_only" == *"the file cannot be written"*"Hello"* ]]
+}
+
+check "the image is built" scripts/build.sh
+check "disks are made" make_map_disks
+check "stores to a shared map reach the disk" stores_reach_the_disk "$MAPS/disk.img"
+check "the same with blocks of 1 KiB" stores_reach_the_disk "$MAPS/small-blocks.img"
+for pi in raspi3b raspi4b; do
+    machine=(--machine $pi)
+    check "the same on $pi" stores_reach_the_disk "$MAPS/disk.img"
+done
+machine=(--memory 64M)
+check "powering off writes back what was stored" power_off_writes_back
+check "faults in maps of files are told" faults_are_told
+check "a file far larger than memory is read through a map" large_file_is_read
+check "a full disk is told at the first store" full_disk_is_told
+check "a read error under a map is told" read_errors_are_told
+check "a write error is told by flush, once" write_errors_are_told
+check "a read-only disk is told" read_only_disk_is_told
