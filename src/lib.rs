@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | [`mm`] | frames, heap, maps, the fault path | image and PC |
 //! | [`fs`] | block devices, file systems | image and PC |
+//! | `file`, `mmap` | what programs use: files, and files as memory | image |
 //! | [`arch`] | the processor | image; its pure functions on a PC too |
 //! | [`symbols`] | names of functions, for backtraces | image and PC |
 //! | [`sync`] | locks, and their order | image and PC |
@@ -29,11 +30,15 @@ pub mod console;
 #[cfg(target_os = "none")]
 pub mod disk;
 #[cfg(target_os = "none")]
+pub mod file;
+#[cfg(target_os = "none")]
 pub mod files;
 #[cfg(target_os = "none")]
 pub mod interrupt;
 #[cfg(target_os = "none")]
 pub mod kernel;
+#[cfg(target_os = "none")]
+pub mod mmap;
 #[cfg(target_os = "none")]
 pub mod program;
 #[cfg(target_os = "none")]

@@ -397,6 +397,15 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         Ok(!state.maps.is_free(&range))
     }
 
+    /// The byte of its file that `address` shows.
+    pub fn file_offset(&self, address: VirtAddr) -> Option<u64> {
+        let state = self.state.lock();
+        let object = state.maps.find(address.page().0)?;
+        object.file()?;
+        let offset = address.0 % PAGE_SIZE as u64;
+        Some(object.block(address.page().0) * PAGE_SIZE as u64 + offset)
+    }
+
     /// Takes a program's advice.
     pub fn advise(&self, base: VirtAddr, length: u64, advice: Advice) -> Result<(), MapError> {
         let range = self.range(base, length)?;

@@ -11,6 +11,7 @@
 //! with the backtrace of its thread, and nothing runs after it, since what it holds is not known.
 
 mod exceptions;
+mod files;
 mod maps;
 mod memory;
 mod programs;

@@ -68,6 +68,8 @@ pub(super) struct State {
     users: u32,
     is_unlinked: bool,
     handle: Weak<FileHandle>,
+    /// Sizes that the file must keep.
+    holds: Vec<u64>,
 }
 
 impl State {
@@ -278,6 +280,7 @@ impl CachedFile {
                 users: 0,
                 is_unlinked: attributes.links == 0,
                 handle: Weak::new(),
+                holds: Vec::new(),
             }),
             changed: WaitQueue::new(),
             resizing: Mutex::new(()),
@@ -440,6 +443,15 @@ impl CachedFile {
         add(&self.cache.counts.used, used);
         self.drop_from(0);
         self.fs.close(self.id)
+    }
+
+    /// Keeps the file from being cut before byte `end`.
+    pub fn hold(self: &Arc<Self>, end: u64) -> Hold {
+        let mut state = self.state.lock();
+        // What lies behind the end of the file is nothing to keep.
+        let end = end.min(state.size);
+        state.holds.push(end);
+        Hold(self.clone(), end)
     }
 
     // --- pages that come ---
@@ -1012,6 +1024,9 @@ impl CachedFile {
             }
             return Ok(());
         }
+        if state.holds.iter().any(|end| *end > len) {
+            return Err(FsError::Busy);
+        }
         // Size, maps, pages, blocks: nobody enters a page behind the end once the size says so.
         state.size = len;
         if let Slot::Resident(frame) = state.slot(len / PAGE)
@@ -1147,6 +1162,18 @@ fn zero_from(start: *mut u8, from: u64) {
             .add(from as usize)
             .write_bytes(0, (PAGE - from) as usize)
     };
+}
+
+/// Keeps a file at least as long as it was told.
+pub struct Hold(Arc<CachedFile>, u64);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        if let Some(at) = state.holds.iter().position(|end| *end == self.1) {
+            state.holds.swap_remove(at);
+        }
+    }
 }
 
 /// A file as maps hold it.

@@ -37,7 +37,7 @@ mod reclaim;
 mod transfer;
 mod write_back;
 
-pub use file::{CachedFile, FileHandle, Residence};
+pub use file::{CachedFile, FileHandle, Hold, Residence};
 
 use super::frame::Frames;
 use super::object::{Aliases, IoError};

@@ -1,0 +1,211 @@
+//! Files as programs see them: what `std::fs` has, by the same names.
+
+use crate::files::VFS;
+use crate::fs::vfs::{LastLink, Node};
+use crate::fs::{Attributes, FileKind, FsError};
+use crate::mm::cache::CachedFile;
+use crate::sync::SpinLock;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+/// How a file is opened: as `std::fs::OpenOptions`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    read: bool,
+    write: bool,
+    append: bool,
+    truncate: bool,
+    create: bool,
+    create_new: bool,
+}
+
+macro_rules! option {
+    ($name:ident, $what:literal) => {
+        #[doc = $what]
+        pub fn $name(&mut self, $name: bool) -> &mut Self {
+            self.$name = $name;
+            self
+        }
+    };
+}
+
+impl OpenOptions {
+    /// Nothing is allowed yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    option!(read, "Whether it can be read.");
+    option!(write, "Whether it can be written.");
+    option!(append, "Whether each write goes to its end.");
+    option!(truncate, "Whether it is emptied.");
+    option!(create, "Whether it is made if there is none.");
+    option!(create_new, "Whether it is made, and there must be none.");
+
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::Exists`], [`FsError::IsADirectory`] and all else the file system says.
+    pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File, FsError> {
+        let path = path.as_ref();
+        let can_write = self.write || self.append;
+        let node = match VFS.resolve(path, LastLink::Follow) {
+            Ok(_) if self.create_new => return Err(FsError::Exists),
+            Err(FsError::NotFound) if (self.create || self.create_new) && can_write => {
+                let (directory, name) = VFS.resolve_parent(path)?;
+                let fs = &directory.fs;
+                let file = fs.create(directory.file, &name, FileKind::File, 0o644)?;
+                directory.beside(file)
+            }
+            found => found?,
+        };
+        match node.fs.attributes(node.file)?.kind {
+            FileKind::File => {}
+            FileKind::Directory => return Err(FsError::IsADirectory),
+            _ => return Err(FsError::NotAFile),
+        }
+        node.fs.open(node.file)?;
+        let file = File {
+            node,
+            path: String::from_utf8_lossy(path).into_owned(),
+            options: *self,
+            position: SpinLock::new(0),
+        };
+        if self.truncate && can_write {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    }
+}
+
+/// An open file.
+pub struct File {
+    node: Node,
+    path: String,
+    options: OpenOptions,
+    position: SpinLock<u64>,
+}
+
+/// Where to go: as `std::io::SeekFrom`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SeekFrom {
+    /// From the beginning.
+    Start(u64),
+    /// From the end.
+    End(i64),
+    /// From here.
+    Current(i64),
+}
+
+impl File {
+    /// Opens a file to be read.
+    pub fn open(path: impl AsRef<[u8]>) -> Result<Self, FsError> {
+        OpenOptions::new().read(true).open(path)
+    }
+
+    /// Opens a file to be written, emptied or new.
+    pub fn create(path: impl AsRef<[u8]>) -> Result<Self, FsError> {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+    }
+
+    /// What may be asked for: see [`OpenOptions`].
+    pub fn options() -> OpenOptions {
+        OpenOptions::new()
+    }
+
+    /// What is known about it.
+    pub fn metadata(&self) -> Result<Attributes, FsError> {
+        self.node.fs.attributes(self.node.file)
+    }
+
+    /// Cuts it, or lets it grow with zeros.
+    pub fn set_len(&self, len: u64) -> Result<(), FsError> {
+        self.check(self.options.write || self.options.append)?;
+        self.node.fs.set_len(self.node.file, len)
+    }
+
+    /// Returns when all of it is durable.
+    ///
+    /// # Errors
+    /// What went wrong now, or with an earlier write that nobody was told of.
+    pub fn sync_all(&self) -> Result<(), FsError> {
+        self.node.fs.sync_file(self.node.file)
+    }
+
+    /// The same: the size is part of the data.
+    pub fn sync_data(&self) -> Result<(), FsError> {
+        self.sync_all()
+    }
+
+    /// Reads from where it is; less than asked for at the end.
+    pub fn read(&self, bytes: &mut [u8]) -> Result<usize, FsError> {
+        let at = *self.position.lock();
+        let read = self.read_at(bytes, at)?;
+        *self.position.lock() = at + read as u64;
+        Ok(read)
+    }
+
+    /// Writes all of `bytes` where it is, or at the end.
+    pub fn write_all(&self, bytes: &[u8]) -> Result<(), FsError> {
+        let at = match self.options.append {
+            true => self.metadata()?.size,
+            false => *self.position.lock(),
+        };
+        self.write_all_at(bytes, at)?;
+        *self.position.lock() = at + bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Goes elsewhere; returns where that is, from the beginning.
+    pub fn seek(&self, to: SeekFrom) -> Result<u64, FsError> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.metadata()?.size.checked_add_signed(by),
+            SeekFrom::Current(by) => self.position.lock().checked_add_signed(by),
+        };
+        let at = at.ok_or(FsError::FileTooLarge)?;
+        *self.position.lock() = at;
+        Ok(at)
+    }
+
+    /// Reads at `offset`; less than asked for only at the end.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize, FsError> {
+        self.check(self.options.read)?;
+        self.node.fs.read_at(self.node.file, offset, bytes)
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<(), FsError> {
+        self.check(self.options.write || self.options.append)?;
+        self.node.fs.write_at(self.node.file, offset, bytes)
+    }
+
+    fn check(&self, is_allowed: bool) -> Result<(), FsError> {
+        match is_allowed {
+            true => Ok(()),
+            false => Err(FsError::NotOffered),
+        }
+    }
+
+    /// Whether it was opened to be read, and to be written.
+    pub(crate) fn access(&self) -> (bool, bool) {
+        (self.options.read, self.options.write)
+    }
+
+    /// The file as maps show it.
+    pub(crate) fn mappable(&self) -> Result<Arc<CachedFile>, FsError> {
+        self.node.fs.mappable(self.node.file, &self.path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Err(error) = self.node.fs.close(self.node.file) {
+            log::warn!("{}: not closed: {error}", self.path);
+        }
+    }
+}
