@@ -73,6 +73,12 @@ test_tools() {
     if ! { has mkfs.ext4 && has e2fsck && has debugfs; }; then
         install_or_name "ext4's tools" e2fsprogs e2fsprogs e2fsprogs
     fi
+    if ! { has mkfs.vfat && has fsck.vfat; }; then
+        install_or_name "FAT's tools" dosfstools dosfstools dosfstools
+    fi
+    if ! has mcopy; then
+        install_or_name "the tools for FAT images" mtools mtools mtools
+    fi
     if ! has fdtput; then
         install_or_name "the device tree compiler" device-tree-compiler dtc dtc
     fi

@@ -3,10 +3,13 @@
 mod commands;
 
 use crate::disk;
+use crate::fs::block::BlockDevice;
 use crate::fs::cached::Cached;
+use crate::fs::error::{Corruption, Structure};
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
+use crate::fs::fat::Fat;
 use crate::fs::vfs::Vfs;
-use crate::fs::{FsError, Timestamp};
+use crate::fs::{FileSystem, FsError, Timestamp};
 use crate::mm::{self, CACHE};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
@@ -56,16 +59,33 @@ impl fmt::Display for MountError {
     }
 }
 
-/// Mounts the ext4 file system on the disk or partition `name` on `path`, and says what there is to say.
+/// Mounts what is on the disk or partition `name` on `path`, ext4 or FAT, and says what there is to say.
 pub fn mount(name: &str, path: &str, access: Access) -> Result<(), MountError> {
     let disk = disk::list().into_iter().find(|disk| disk.name == name);
-    let disk = disk.ok_or(MountError::NoDisk)?;
+    let device = disk.ok_or(MountError::NoDisk)?.device;
+    let fs = match mount_ext4(name, device.clone(), access) {
+        // It is not ext4 at all.
+        Err(FsError::Corrupt(Corruption {
+            structure: Structure::SuperblockMagic,
+            ..
+        })) => mount_fat(device, access)?,
+        mounted => mounted?,
+    };
+    VFS.mount(path.as_bytes(), name.as_bytes(), fs)?;
+    Ok(())
+}
+
+fn mount_ext4(
+    name: &str,
+    device: Arc<dyn BlockDevice>,
+    access: Access,
+) -> Result<Arc<dyn FileSystem>, FsError> {
     let options = MountOptions {
         access,
         clock: now,
         limits: MetadataLimits::default(),
     };
-    let mounted = Ext4::mount(disk.device, options)?;
+    let mounted = Ext4::mount(device, options)?;
     if let Some(recovered) = mounted.recovered {
         println!("pinfold: {name}: the journal was replayed: {recovered:?}");
     }
@@ -77,15 +97,23 @@ pub fn mount(name: &str, path: &str, access: Access) -> Result<(), MountError> {
             "pinfold: {name} has no flush command: what it acknowledges may be lost with its power"
         );
     }
-    let cached = Cached::new(Arc::new(mounted.file_system), &CACHE);
-    VFS.mount(path.as_bytes(), name.as_bytes(), Arc::new(cached))?;
-    Ok(())
+    Ok(Arc::new(Cached::new(Arc::new(mounted.file_system), &CACHE)))
+}
+
+/// A FAT volume: the firmware's partition of a card. Its files are read and written, not mapped.
+fn mount_fat(device: Arc<dyn BlockDevice>, access: Access) -> Result<Arc<dyn FileSystem>, FsError> {
+    let fat = Fat::mount(device, access == Access::ReadOnly, now).map_err(|error| match error {
+        FsError::Corrupt(_) | FsError::Unsupported(_) => FsError::UnknownFormat,
+        error => error,
+    })?;
+    Ok(Arc::new(fat))
 }
 
 /// Mounts the root: the disk or partition `root` names, else the first on which there is an ext4 file system.
 pub fn init(root: Option<&str>) {
     let disks = disk::list();
     match root {
+        // An ext4 file system, unless it is asked for by name.
         Some(name) => {
             if let Err(error) = mount(name, "/", Access::ReadWrite) {
                 println!("pinfold: root={name}: {error}");
@@ -93,7 +121,10 @@ pub fn init(root: Option<&str>) {
         }
         None => {
             for disk in &disks {
-                match mount(&disk.name, "/", Access::ReadWrite) {
+                let access = Access::ReadWrite;
+                let mounted = mount_ext4(&disk.name, disk.device.clone(), access)
+                    .and_then(|fs| VFS.mount(b"/", disk.name.as_bytes(), fs));
+                match mounted {
                     Ok(()) => break,
                     // Most likely a disk with partitions, or not ours at all.
                     Err(error) => log::debug!("{}: not the root: {error}", disk.name),

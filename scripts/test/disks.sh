@@ -105,6 +105,44 @@ cuts_lose_nothing() {
     cut_short 1 && cut_short 2
 }
 
+# The same numbers as dumpe2fs has, of a disk that is mounted and of one that is not.
+superblock_is_told() {
+    local said word
+    said=$(./qemu.sh --timeout 60 --disk "$DISKS/source.img" --disk "$DISKS/empty.img" "fsck-info; fsck-info vdb; fsck-info vdc" </dev/null)
+    echo "$said"
+    [[ "$said" == *"fsck-info: vdc: no disk or partition of that name"* ]] || return
+    dumpe2fs -h "$DISKS/empty.img" 2>/dev/null >"$DISKS/dump.txt" || return
+    # mke2fs calls the feature "extents", dumpe2fs "extent".
+    for word in $(sed -n 's/ extent / extents /; s/^Filesystem UUID: *//p; s/^Filesystem features: *//p; s/^Inode count: *//p; s/^Blocks per group: *//p' "$DISKS/dump.txt"); do
+        grep -q -- "\b$word\b" <<<"$said" || { echo "no $word"; return 1; }
+    done
+}
+
+# A FAT volume: mounted by a command beside the root, listed, read and written; sound afterwards.
+fat_is_mounted() {
+    truncate -s 40M "$DISKS/fat.img" && mkfs.vfat -F 32 -n BOOT "$DISKS/fat.img" >/dev/null &&
+        mcopy -i "$DISKS/fat.img" README.md ::README.md || return
+    ./qemu.sh --timeout 60 --disk "$DISKS/empty.img" --disk "$DISKS/fat.img" <<END | tr -d '\r' | tee "$DISKS/fat.txt"
+mkdir /boot
+mount vdb /boot
+mount
+ls /boot
+sum /boot/README.md
+write /boot/said.txt written by the image
+cp /boot/README.md /copy.md
+sum /copy.md
+mv /boot/said.txt /boot/again.txt
+umount /boot
+ls /boot
+mount vdb /boot/no
+END
+    local sum
+    sum=$(sha256sum <README.md)
+    [ "$(grep -c "^${sum%% *}" "$DISKS/fat.txt")" = 2 ] && grep -q "^vdb on /boot" "$DISKS/fat.txt" || return
+    fsck.vfat -n "$DISKS/fat.img" && e2fsck -fn "$DISKS/empty.img" || return
+    [ "$(mtype -i "$DISKS/fat.img" ::again.txt)" = "written by the image" ]
+}
+
 check "the image is built" scripts/build.sh
 check "disks are made" make_disks
 check "disks are listed" disks_are_listed
@@ -115,5 +153,7 @@ for pi in raspi3b raspi4b; do
     check "$pi reads a source tree from its card" files_are_read --machine $pi
     check "$pi writes a tree to its card" tree_is_written --machine $pi
 done
+check "fsck-info says what dumpe2fs says" superblock_is_told
+check "a FAT volume is mounted, read and written" fat_is_mounted
 check "a machine cut short loses nothing that was synced" cuts_lose_nothing
 check "the disk that was only read is sound" e2fsck -fn "$DISKS/source.img"

@@ -1,8 +1,9 @@
 //! The commands about files. They say what went wrong with which path, go on with the next, and fail at the end.
 
-use super::{VFS, mount};
+use super::{MountError, VFS, mount};
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
-use crate::fs::ext4::Access;
+use crate::disk;
+use crate::fs::ext4::{Access, SuperblockInfo};
 use crate::fs::vfs::{LastLink, Node};
 use crate::fs::{Attributes, Cursor, DirectoryEntry, FileKind, FsError, Timestamp};
 use crate::shell::usage;
@@ -85,6 +86,14 @@ command!(
     "PATH",
     "unmount, making everything durable first",
     umount
+);
+
+command!(
+    FSCK_INFO,
+    "fsck-info",
+    "[DISK]",
+    "the superblock of an ext4 file system, mounted or not, in words",
+    fsck_info
 );
 
 /// Does `f` for each path; what fails is told and makes the command fail, but not stop.
@@ -550,4 +559,27 @@ fn umount(arguments: &[&str]) -> Status {
         return usage("umount");
     };
     told("umount", path, VFS.unmount(path.as_bytes()))
+}
+
+fn fsck_info(arguments: &[&str]) -> Status {
+    let disks = disk::list();
+    let wanted = match arguments {
+        [] => disks
+            .iter()
+            .find(|disk| SuperblockInfo::read(&*disk.device).is_ok()),
+        [name] => disks.iter().find(|disk| disk.name == *name),
+        _ => return usage("fsck-info"),
+    };
+    let Some(disk) = wanted else {
+        match arguments {
+            [name] => println!("fsck-info: {name}: {}", MountError::NoDisk),
+            _ => println!("fsck-info: no disk has an ext4 file system"),
+        }
+        return FAILURE;
+    };
+    let read = SuperblockInfo::read(&*disk.device).map(|info| {
+        println!("disk               {}", disk.name);
+        print!("{info}");
+    });
+    told("fsck-info", &disk.name, read)
 }

@@ -50,6 +50,8 @@ pub enum FsError {
     Block(BlockError),
     /// The medium holds something impossible.
     Corrupt(Corruption),
+    /// Neither ext4 nor FAT, as far as can be seen.
+    UnknownFormat,
     /// The format has something we do not know.
     Unsupported(Unsupported),
 }
@@ -87,6 +89,8 @@ pub struct Unsupported {
 /// The words of feature bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeatureSet {
+    /// ext4: whoever does not know these may write nevertheless.
+    Compatible,
     /// ext4: whoever does not know these must not mount.
     Incompatible,
     /// ext4: whoever does not know these must not write.
@@ -193,6 +197,7 @@ impl fmt::Display for FsError {
             Self::NoInodes => "no inode left on the device",
             Self::FileTooLarge => "the file would be too large",
             Self::OutOfMemory => "out of memory",
+            Self::UnknownFormat => "neither ext4 nor FAT",
             Self::ReadOnly(reason) => return write!(f, "read-only file system: {reason}"),
             Self::Block(error) => return error.fmt(f),
             Self::Corrupt(corruption) => return corruption.fmt(f),
@@ -220,10 +225,7 @@ impl fmt::Display for ReadOnlyReason {
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = self.bits;
-        let names: &[(u32, &str)] = match self.set {
-            FeatureSet::Incompatible => &INCOMPATIBLE_NAMES,
-            FeatureSet::ReadOnlyCompatible => &READ_ONLY_NAMES,
-            FeatureSet::Journal => &JOURNAL_NAMES,
+        match self.set {
             FeatureSet::BlockSize => return write!(f, "unsupported block size: {bits}"),
             FeatureSet::ExternalJournal => {
                 return write!(f, "unsupported: journal on device {bits:#x}");
@@ -231,8 +233,24 @@ impl fmt::Display for Unsupported {
             FeatureSet::FastCommits => {
                 return write!(f, "{bits} blocks of fast commits to recover: run e2fsck");
             }
-        };
+            _ => {}
+        }
         f.write_str("unsupported features:")?;
+        self.write_names(f)
+    }
+}
+
+impl Unsupported {
+    /// Writes the features' names, a blank before each.
+    pub(super) fn write_names(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.bits;
+        let names: &[(u32, &str)] = match self.set {
+            FeatureSet::Compatible => &COMPATIBLE_NAMES,
+            FeatureSet::Incompatible => &INCOMPATIBLE_NAMES,
+            FeatureSet::ReadOnlyCompatible => &READ_ONLY_NAMES,
+            FeatureSet::Journal => &JOURNAL_NAMES,
+            FeatureSet::BlockSize | FeatureSet::ExternalJournal | FeatureSet::FastCommits => &[],
+        };
         for bit in (0..32)
             .map(|shift| 1 << shift)
             .filter(|bit| bits & bit != 0)
@@ -247,6 +265,18 @@ impl fmt::Display for Unsupported {
 }
 
 // The names are those of mke2fs.
+const COMPATIBLE_NAMES: [(u32, &str); 9] = [
+    (0x1, "dir_prealloc"),
+    (0x2, "imagic_inodes"),
+    (0x4, "has_journal"),
+    (0x8, "ext_attr"),
+    (0x10, "resize_inode"),
+    (0x20, "dir_index"),
+    (0x200, "sparse_super2"),
+    (0x400, "fast_commit"),
+    (0x1000, "orphan_file"),
+];
+
 const INCOMPATIBLE_NAMES: [(u32, &str); 18] = [
     (0x1, "compression"),
     (0x2, "filetype"),

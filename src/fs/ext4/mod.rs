@@ -44,6 +44,7 @@ mod file_system;
 mod group;
 mod hash;
 mod htree;
+mod info;
 mod inode;
 mod inodes;
 mod insert;
@@ -61,6 +62,7 @@ mod truncate;
 mod volume;
 mod write;
 
+pub use info::SuperblockInfo;
 pub use journal::Recovered;
 pub use mount::{Access, MountOptions, Mounted};
 pub use store::MetadataLimits;
