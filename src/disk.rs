@@ -5,11 +5,12 @@
 
 mod bench;
 
-use crate::arch::aarch64::board::{Board, Controller, Line, SdHost, SdHostKind};
+use crate::arch::aarch64::board::{Board, Controller, Line, PciHost, SdHost, SdHostKind};
 use crate::arch::aarch64::kernel_map;
 use crate::command::{COMMANDS, Command, SUCCESS, Status};
 use crate::driver::gpio;
 use crate::driver::mailbox::Clock;
+use crate::driver::pci;
 use crate::driver::sd_disk::{CardError, SdDisk, SdDiskError};
 use crate::driver::sdhci::{Quirks, Sdhci};
 use crate::driver::virtio_blk::{VirtioBlk, WATCH_US};
@@ -26,7 +27,7 @@ use core::fmt;
 use core::ptr::NonNull;
 use linkme::distributed_slice;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
-use virtio_drivers::transport::{DeviceType, Transport};
+use virtio_drivers::transport::{DeviceType, SomeTransport, Transport};
 
 /// A disk or a partition.
 #[derive(Clone)]
@@ -48,7 +49,7 @@ impl Disk {
 
 static DISKS: SpinLock<Vec<Disk>> = SpinLock::new(Vec::new());
 
-type Virtio = VirtioBlk<MmioTransport<'static>>;
+type Virtio = VirtioBlk<SomeTransport<'static>>;
 
 /// Virtio disks, for their interrupts: the handler gets the index.
 static VIRTIO: SpinLock<Vec<Arc<Virtio>>> = SpinLock::new(Vec::new());
@@ -77,10 +78,13 @@ pub fn init(board: &Board) {
         if transport.device_type() != DeviceType::Block {
             continue;
         }
-        match VirtioBlk::new(transport) {
+        match VirtioBlk::new(transport.into()) {
             Ok(disk) => add_virtio(Arc::new(disk), slot.interrupt),
             Err(error) => println!("pinfold: the virtio disk at {}: {error}", slot.base),
         }
+    }
+    if let Some(host) = &board.pci {
+        add_pci(host);
     }
     // A Pi 4's card is on its second host; QEMU has it on the first.
     for host in board.sd_hosts.iter().rev() {
@@ -90,6 +94,26 @@ pub fn init(board: &Board) {
         && let Err(error) = thread::spawn("disk watch", Role::Kernel, watch)
     {
         println!("pinfold: disks are not watched: {error}");
+    }
+}
+
+/// The virtio disks on a PCI bus.
+fn add_pci(host: &PciHost) {
+    let Some(mut bus) = pci::Bus::new(host) else {
+        println!("pinfold: the PCI bus at {} cannot be reached", host.ecam);
+        return;
+    };
+    for found in bus.disks() {
+        let fail =
+            |error: &dyn fmt::Display| println!("pinfold: PCI device {}: {error}", found.place);
+        match found
+            .transport
+            .map(|transport| VirtioBlk::new(transport.into()))
+        {
+            Ok(Ok(disk)) => add_virtio(Arc::new(disk), found.interrupt),
+            Ok(Err(error)) => fail(&error),
+            Err(error) => fail(&error),
+        }
     }
 }
 

@@ -143,6 +143,26 @@ END
     [ "$(mtype -i "$DISKS/fat.img" ::again.txt)" = "written by the image" ]
 }
 
+# Disks on PCI, two of them, modern and transitional: written and read, sound afterwards; a legacy one is told of.
+pci_disks_work() {
+    local i said
+    mkfs.ext4 -q -F "$DISKS/empty.img" 32M && mkfs.ext4 -q -F "$DISKS/pci.img" 32M || return
+    local devices=(-drive "if=none,id=a,format=raw,file=$DISKS/empty.img" -device virtio-blk-pci,drive=a
+        -drive "if=none,id=b,format=raw,file=$DISKS/pci.img" -device virtio-blk-pci,drive=b,disable-legacy=on)
+    ./qemu.sh --timeout 120 -- "${devices[@]}" <<END || return
+mkdir /b
+mount vdb /b
+$(for i in $(seq 100); do echo "write /file-$i number $i; cp /file-$i /b/file-$i"; done)
+END
+    e2fsck -fn "$DISKS/empty.img" && e2fsck -fn "$DISKS/pci.img" || return
+    [ "$(debugfs -R "cat /file-77" "$DISKS/pci.img" 2>/dev/null)" = "number 77" ] || return
+    ./qemu.sh --timeout 120 "selftest files" -- "${devices[@]}" || return
+    said=$(./qemu.sh --timeout 60 disks -- -drive "if=none,id=a,format=raw,file=$DISKS/empty.img" \
+        -device virtio-blk-pci,drive=a,disable-modern=on </dev/null)
+    echo "$said"
+    [[ "$said" == *"PCI device 00:01.0: "* ]]
+}
+
 check "the image is built" scripts/build.sh
 check "disks are made" make_disks
 check "disks are listed" disks_are_listed
@@ -153,6 +173,7 @@ for pi in raspi3b raspi4b; do
     check "$pi reads a source tree from its card" files_are_read --machine $pi
     check "$pi writes a tree to its card" tree_is_written --machine $pi
 done
+check "disks on PCI work" pci_disks_work
 check "fsck-info says what dumpe2fs says" superblock_is_told
 check "a FAT volume is mounted, read and written" fat_is_mounted
 check "a machine cut short loses nothing that was synced" cuts_lose_nothing

@@ -7,6 +7,8 @@ pub mod gpio;
 #[cfg(target_os = "none")]
 pub mod mailbox;
 #[cfg(target_os = "none")]
+pub mod pci;
+#[cfg(target_os = "none")]
 pub mod pl011;
 #[cfg(target_os = "none")]
 pub mod sd_disk;
