@@ -5,6 +5,6 @@ pub mod aarch64;
 pub mod host;
 
 #[cfg(target_os = "none")]
-pub use aarch64::{crc, page};
+pub use aarch64::{cannot_fault, crc, page};
 #[cfg(not(target_os = "none"))]
-pub use host::{crc, page};
+pub use host::{cannot_fault, crc, page};

@@ -1,14 +1,16 @@
 //! How fast the first disk is by itself, and files on it through the file system.
 //!
-//! Rows of `mmapbench`'s section `raw`, and `file_read`, `file_write`: 1 MiB at a time, without a page cache.
+//! Rows of `mmapbench`'s section `raw`; `file_write` and `file_read`, 1 MiB at a time, the second from the page cache; and
+//! what the device takes of the same file directly.
 
 use super::list;
-use crate::arch::aarch64::timer;
+use crate::arch::aarch64::{pmu, timer};
 use crate::bench::{BENCHES, Bench, REPETITIONS};
 use crate::files::VFS;
-use crate::fs::block::{BlockDevice, Buffer, Completion, Operation, Refused, Request};
+use crate::fs::block::{BlockDevice, Buffer, Completion, Durability, Operation, Refused, Request};
+use crate::fs::blocking;
 use crate::fs::vfs::LastLink;
-use crate::fs::{FileKind, FsError};
+use crate::fs::{Backing, FileKind, FsError};
 use crate::println;
 use crate::sync::{SpinLock, WaitQueue};
 use alloc::boxed::Box;
@@ -38,7 +40,10 @@ fn median_ns(mut f: impl FnMut() -> Result<(), &'static str>) -> Result<u64, &'s
     let mut spans = Vec::new();
     for _ in 0..REPETITIONS {
         let start = timer::now();
-        f()?;
+        pmu::mark_begin();
+        let result = f();
+        pmu::mark_end();
+        result?;
         spans.push(timer::ns_from_ticks(timer::now() - start).max(1));
     }
     spans.sort_unstable();
@@ -161,6 +166,24 @@ fn file() -> Result<(), &'static str> {
             fs.sync_file(file).map_err(failed)
         })?;
         print_rate("file_write", span, written);
+        // What the device takes, in the same place: whole extents, without file system or cache.
+        let device = fs.device().ok_or("the file system has no device")?;
+        let extents = fs.map(file, 0, span).map_err(failed)?;
+        let direct = median_ns(|| {
+            for extent in &extents {
+                let Backing::Written(place) = extent.backing else {
+                    return Err("the file has a hole");
+                };
+                for at in (0..extent.len).step_by(MIB) {
+                    let len = (extent.len - at).min(MIB as u64) as usize;
+                    let piece = bytes[..len].to_vec();
+                    blocking::write(&*device, place + at, piece, Durability::Cached)
+                        .map_err(|_| "the disk fails")?;
+                }
+            }
+            blocking::flush(&*device).map_err(|_| "the disk fails")
+        })?;
+        print_rate("file_write_direct_1024k", span, direct);
         let read = median_ns(|| {
             for offset in (0..span).step_by(MIB) {
                 if fs.read_at(file, offset, &mut bytes).map_err(failed)? != MIB {

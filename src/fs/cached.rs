@@ -10,11 +10,13 @@ use super::file_system::{
     Attributes, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Reservation,
     Statistics, Timestamp,
 };
+use crate::arch;
 use crate::mm::cache::{CachedFile, PageCache, VolumeId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-/// Bytes read or written at a time. They go through memory that cannot fault: the caller's may be a map.
+/// Bytes read or written at a time. Where the caller's memory may be a map, they go through memory that cannot fault:
+/// they are copied with a lock held.
 const PIECE: usize = 128 << 10;
 
 /// A file system behind the page cache.
@@ -138,6 +140,9 @@ impl FileSystem for Cached {
 
     fn read_at(&self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<usize, FsError> {
         let file = self.file(file)?;
+        if arch::cannot_fault(bytes.as_ptr()) {
+            return Ok(file.read(offset, bytes)?);
+        }
         let mut piece = buffer(bytes.len())?;
         let mut done = 0;
         while done < bytes.len() {
@@ -155,12 +160,16 @@ impl FileSystem for Cached {
 
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         let file = self.file(file)?;
-        let mut piece = buffer(bytes.len())?;
+        let can_fault = !arch::cannot_fault(bytes.as_ptr());
+        let mut piece = buffer(if can_fault { bytes.len() } else { 0 })?;
         let mut at = offset;
         for part in bytes.chunks(PIECE) {
-            let piece = &mut piece[..part.len()];
-            piece.copy_from_slice(part);
-            file.write(at, piece)?;
+            if can_fault {
+                piece[..part.len()].copy_from_slice(part);
+                file.write(at, &piece[..part.len()])?;
+            } else {
+                file.write(at, part)?;
+            }
             at += part.len() as u64;
         }
         Ok(())

@@ -45,6 +45,11 @@ pub fn unmask_interrupts() {
     unsafe { asm!("msr DAIFClr, #0b0110", options(nostack)) };
 }
 
+/// Whether touching memory there resolves no fault: it is in the high half, which is all there.
+pub fn cannot_fault(pointer: *const u8) -> bool {
+    (pointer.addr() as isize) < 0
+}
+
 /// Makes the next 16 KiB of the stack present, where it is a program's and so may not be: to be called before a lock is
 /// taken that resolving the stack's own fault would need, the maps' or the frames'. Where the stack ends before, the
 /// guard page's fault ends the program, while it holds nothing. In a critical section it is too late, and done before.
