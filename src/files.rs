@@ -10,6 +10,7 @@ use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::fat::Fat;
 use crate::fs::vfs::Vfs;
 use crate::fs::{FileSystem, FsError, Timestamp};
+use crate::mm::addr::PAGE_SIZE;
 use crate::mm::{self, CACHE};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
@@ -83,7 +84,7 @@ fn mount_ext4(
     let options = MountOptions {
         access,
         clock: now,
-        limits: MetadataLimits::default(),
+        limits: MetadataLimits::for_memory(mm::FRAMES.counts().total * PAGE_SIZE as u64),
     };
     let mounted = Ext4::mount(device, options)?;
     if let Some(recovered) = mounted.recovered {

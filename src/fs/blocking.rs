@@ -1,7 +1,8 @@
 //! Block transfers that wait: what the file systems' own metadata uses.
 
 use super::block::{
-    BlockDevice, BlockError, Buffer, Completion, Durability, Operation, Refusal, Refused, Request,
+    BlockDevice, BlockError, Buffer, Completion, Durability, MAX_BUFFERS, Operation, Refusal,
+    Refused, Request,
 };
 use crate::sync::{SpinLock, WaitQueue};
 use alloc::boxed::Box;
@@ -61,29 +62,48 @@ pub fn flush(device: &dyn BlockDevice) -> Result<(), BlockError> {
     transfer(device, Operation::Flush, 0, None).map(drop)
 }
 
-/// Writes many places with all of them in flight, and waits for all. The first error is returned, after the last
-/// transfer has ended.
+/// Writes many places with all of them in flight, and waits for all; neighbours that follow each other go together. The
+/// first error is returned, after the last transfer has ended.
 pub fn write_all(device: &dyn BlockDevice, writes: Vec<(u64, Vec<u8>)>) -> Result<(), BlockError> {
-    let piece = device.properties().max_request.max(1);
+    let most = device.properties().max_request.max(1);
     let waiter = Waiter::new();
     let mut submitted = 0;
     let mut refused = Ok(());
-    'submit: for (offset, bytes) in writes {
-        let parts = if bytes.len() <= piece {
-            Vec::from([bytes])
-        } else {
-            bytes.chunks(piece).map(<[u8]>::to_vec).collect()
-        };
+    let mut writes = writes.into_iter().peekable();
+    while let Some((offset, first)) = writes.next() {
+        let mut len = first.len();
+        let mut parts = Vec::from([first]);
+        while len < most
+            && parts.len() < MAX_BUFFERS
+            && let Some((_, next)) = writes
+                .next_if(|(next, bytes)| *next == offset + len as u64 && len + bytes.len() <= most)
+        {
+            len += next.len();
+            parts.push(next);
+        }
+        if len > most {
+            // One that is too long alone.
+            parts = parts[0].chunks(most).map(<[u8]>::to_vec).collect();
+        }
+        let write = Operation::Write(Durability::Cached);
+        let is_one = len <= most;
         let mut at = offset;
-        for part in parts {
-            let len = part.len() as u64;
-            let write = Operation::Write(Durability::Cached);
-            if let Err(error) = waiter.submit(device, write, at, Some(part)) {
-                refused = Err(error);
-                break 'submit;
+        let mut rest = parts.into_iter();
+        while let Some(part) = rest.next() {
+            let mut buffers = Vec::from([part]);
+            if is_one {
+                buffers.extend(rest.by_ref());
+            }
+            let len: usize = buffers.iter().map(Vec::len).sum();
+            if let Err(error) = waiter.submit(device, write, at, buffers) {
+                refused = refused.and(Err(error));
+                break;
             }
             submitted += 1;
-            at += len;
+            at += len as u64;
+        }
+        if refused.is_err() {
+            break;
         }
     }
     let completions = waiter.wait_for(device, submitted);
@@ -100,7 +120,7 @@ fn transfer(
     bytes: Option<Vec<u8>>,
 ) -> Result<Completion, BlockError> {
     let waiter = Waiter::new();
-    waiter.submit(device, operation, offset, bytes)?;
+    waiter.submit(device, operation, offset, bytes.into_iter().collect())?;
     let completion = waiter.wait_for(device, 1).pop();
     let completion = completion.ok_or(BlockError::Device { offset })?;
     completion.result?;
@@ -120,13 +140,13 @@ impl Waiter {
         device: &dyn BlockDevice,
         operation: Operation,
         offset: u64,
-        bytes: Option<Vec<u8>>,
+        buffers: Vec<Vec<u8>>,
     ) -> Result<(), BlockError> {
         let arrived = self.0.clone();
         let mut request = Request {
             operation,
             offset,
-            buffers: bytes
+            buffers: buffers
                 .into_iter()
                 .map(|b| Box::new(b) as Box<dyn Buffer>)
                 .collect(),

@@ -293,7 +293,8 @@ impl Frames {
             state.add_blocks(self, &zone, whole_start..whole_end);
             state.add_frames(self, &zone, whole_end..part.1);
         }
-        state.reserve = (state.total / 256).clamp(16, 512).min(state.total / 8);
+        // For the kernel, above all for writing back when programs have all the rest.
+        state.reserve = (state.total / 32).clamp(64, 2048).min(state.total / 8);
         Ok(())
     }
 

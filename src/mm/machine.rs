@@ -1,13 +1,13 @@
 //! This machine's memory: its frames, its heap, and what the rest of the kernel asks of them.
 
-use super::addr::{Frame, PhysAddr};
+use super::addr::{Frame, PAGE_SIZE, PhysAddr};
 use super::cache::PageCache;
 use super::frame::{AddError, Frames, Owner, Urgency};
 use super::heap::KernelHeap;
 use super::low_half;
 use crate::arch::aarch64::board::Board;
 use crate::arch::aarch64::kernel_map::MapError;
-use crate::arch::aarch64::{kernel_map, layout, page, touch_program_stack};
+use crate::arch::aarch64::{interrupts_are_masked, kernel_map, layout, page, touch_program_stack};
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::ops::Range;
@@ -32,7 +32,16 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         touch_program_stack();
         // SAFETY: as the caller promises.
-        unsafe { HEAP.alloc(layout) }
+        let memory = unsafe { HEAP.alloc(layout) };
+        if memory.is_null() && !interrupts_are_masked() {
+            // Nobody here holds a lock that this takes. What can be read again makes room.
+            let wanted = layout.size().div_ceil(PAGE_SIZE) as u64;
+            if CACHE.reclaim(wanted.max(64)) > 0 {
+                // SAFETY: as the caller promises.
+                return unsafe { HEAP.alloc(layout) };
+            }
+        }
+        memory
     }
 
     #[inline]

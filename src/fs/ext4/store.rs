@@ -39,6 +39,20 @@ pub struct MetadataLimits {
     pub committed: usize,
 }
 
+impl MetadataLimits {
+    /// What is reasonable on a machine with `bytes` of memory: all of it together is an eighth at most.
+    pub fn for_memory(bytes: u64) -> Self {
+        let all = usize::try_from(bytes / 8 / 4096).unwrap_or(usize::MAX);
+        let default = Self::default();
+        // A transaction is copied when it is committed.
+        Self {
+            cached: default.cached.min(all * 2 / 6).max(16),
+            transaction: default.transaction.min(all / 6).max(16),
+            committed: default.committed.min(all * 2 / 6).max(16),
+        }
+    }
+}
+
 impl Default for MetadataLimits {
     fn default() -> Self {
         Self {
@@ -327,17 +341,20 @@ impl Store {
     }
 
     fn write_in_place(&self, blocks: BTreeMap<u64, Block>) -> Result<(), FsError> {
-        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (block, bytes) in blocks {
-            let offset = block * self.block_size as u64;
-            match writes.last_mut() {
-                Some((start, run)) if *start + run.len() as u64 == offset => {
-                    run.extend_from_slice(&bytes)
-                }
-                _ => writes.push((offset, bytes.to_vec())),
+        // Copied a few at a time: this is what runs when memory is short.
+        const AT_A_TIME: usize = 64;
+        let mut blocks = blocks.into_iter();
+        loop {
+            let some = blocks.by_ref().take(AT_A_TIME);
+            let place = |block: u64| block * self.block_size as u64;
+            let writes: Vec<(u64, Vec<u8>)> = some
+                .map(|(block, bytes)| (place(block), bytes.to_vec()))
+                .collect();
+            if writes.is_empty() {
+                return Ok(());
             }
+            blocking::write_all(&*self.device, writes)?;
         }
-        Ok(blocking::write_all(&*self.device, writes)?)
     }
 
     fn changed(&self, block: u64) -> Option<&Block> {

@@ -18,6 +18,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use core::ops::{Range, RangeBounds};
 use core::ptr::NonNull;
 use spin::Once;
@@ -634,7 +635,7 @@ impl CachedFile {
     /// Reads have ended. Called by the device's interrupt.
     pub(super) fn end_read(&self, blocks: Range<u64>, result: Result<(), IoError>) {
         let mut state = self.state.lock();
-        let (size, mut failed) = (state.size, Vec::new());
+        let size = state.size;
         if let Err(error) = result {
             state.read_error = error;
         }
@@ -646,7 +647,7 @@ impl CachedFile {
             if result.is_err() {
                 chunk.failed |= pages;
                 for i in bits(pages) {
-                    failed.push(chunk.take(i));
+                    self.cache.frames.free(chunk.take(i), Owner::Cache);
                 }
                 continue;
             }
@@ -662,9 +663,6 @@ impl CachedFile {
             chunk.publish(pages);
         }
         drop(state);
-        for frame in failed {
-            self.cache.frames.free(frame, Owner::Cache);
-        }
         self.changed.wake_all();
     }
 
@@ -1044,7 +1042,7 @@ impl CachedFile {
         self.unmap(first..u64::MAX, Which::All);
         let mut from = first;
         loop {
-            let mut frames = Vec::new();
+            let mut frames: ArrayVec<Frame, { PAGES as usize }> = ArrayVec::new();
             let state = self.state.lock();
             let Some((number, _)) = state.chunks.range(from / PAGES..).next() else {
                 return;

@@ -18,7 +18,7 @@ use crate::mm::addr::Frame;
 use crate::mm::frame::Owner;
 use crate::mm::object::{IoError, Which};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use core::ops::Range;
 
 /// Frames that are reclaimed at a time by whoever needs one.
@@ -40,7 +40,8 @@ impl PageCache {
         Ok(())
     }
 
-    /// Frees up to about `wanted` frames; returns how many. Does not wait for a device.
+    /// Frees up to about `wanted` frames; returns how many. It neither waits, nor asks the file system, nor takes memory:
+    /// the heap calls it when there is none.
     pub fn reclaim(&self, wanted: u64) -> u64 {
         let mut freed = 0;
         let mut visits = self.ring.lock().len() * ROUNDS;
@@ -113,7 +114,8 @@ impl CachedFile {
             self.drop_holes(number, holes);
             return (0, true);
         }
-        let cold = chunk.cool();
+        // Room that was made for a store that never came is given back by who may ask the file system.
+        let cold = chunk.cool() & !chunk.promised;
         let is_mapped = chunk.unpinned(chunk.resident) != chunk.resident;
         drop(state);
         let freed = self.take_clean(number, cold);
@@ -125,7 +127,7 @@ impl CachedFile {
 
     /// Evicts those of the pages that are clean and not mapped; returns how many.
     fn take_clean(&self, number: u64, pages: u64) -> u64 {
-        let mut frames: Vec<Frame> = Vec::new();
+        let mut frames: ArrayVec<Frame, { PAGES as usize }> = ArrayVec::new();
         let mut promise = Reservation::NONE;
         let mut state = self.lock();
         if let Some(chunk) = state.chunks.find(number) {

@@ -113,7 +113,8 @@ impl CachedFile {
 
     /// The first run of dirty blocks, which are marked as being written.
     fn begin_write(&self, blocks: Range<u64>) -> Next {
-        let mut frames = Vec::new();
+        // Not with the lock held: memory for it may have to be reclaimed.
+        let mut frames = Vec::with_capacity(MAX_RUN);
         let mut promise = Reservation::NONE;
         let mut state = self.lock();
         let mut first = None;

@@ -63,12 +63,7 @@ impl Journal {
         for block in log {
             let offset = run_place(&self.runs, self.head)? * self.block_size as u64;
             self.advance();
-            match writes.last_mut() {
-                Some((start, bytes)) if *start + bytes.len() as u64 == offset => {
-                    bytes.extend_from_slice(&block)
-                }
-                _ => writes.push((offset, block)),
-            }
+            writes.push((offset, block));
         }
         blocking::write_all(&*self.device, writes)?;
         // The log's blocks, and the file data they point to, before the block that makes them valid.
@@ -126,17 +121,19 @@ impl Journal {
         for part in revoked.chunks(format.revokes_per_block(self.block_size)) {
             log.push(format.revoke(self.block_size, sequence, part));
         }
-        let data: Vec<(u64, bool, Vec<u8>)> = blocks
-            .iter()
-            .map(|(&number, data)| escape(number, data))
-            .collect();
-        for part in data.chunks(format.tags_per_block(self.block_size)) {
+        let mut data = blocks.iter().map(|(&number, data)| escape(number, data));
+        loop {
+            let most = format.tags_per_block(self.block_size);
+            let part: Vec<(u64, bool, Vec<u8>)> = data.by_ref().take(most).collect();
+            if part.is_empty() {
+                break;
+            }
             let tags: Vec<_> = part
                 .iter()
                 .map(|(number, escaped, data)| (*number, *escaped, data.as_slice()))
                 .collect();
             log.push(format.descriptor(self.block_size, sequence, &uuid, &tags));
-            log.extend(part.iter().map(|(_, _, data)| data.clone()));
+            log.extend(part.into_iter().map(|(_, _, data)| data));
         }
         log
     }
