@@ -356,16 +356,30 @@ mod tests {
 
     #[test]
     fn late_completions_reach_whoever_waits() {
-        let disk = SimDisk::new(vec![0; 1 << 16], 7);
+        let disk = SimDisk::new(vec![0; 1 << 17], 7);
         disk.set_latency(9);
-        let writes = (0..16).map(|i| (i * 4096, vec![i as u8; 4096])).collect();
+        // Apart from each other: neighbours would go together.
+        let writes = (0..16).map(|i| (i * 8192, vec![i as u8; 4096])).collect();
         blocking::write_all(&disk, writes).unwrap();
-        assert_eq!(disk.contents()[15 * 4096], 15);
+        assert_eq!(disk.contents()[15 * 8192], 15);
         let record = disk.record();
         let offsets = record.iter().map(|event| match event {
             Event::Write { offset, .. } => *offset,
             _ => 0,
         });
         assert!(!offsets.is_sorted(), "completions never changed places");
+    }
+
+    #[test]
+    fn neighbours_are_written_together_up_to_the_longest_request() {
+        let disk = SimDisk::new(vec![0; 4 << 20], 1);
+        let writes = (0..600).map(|i| (i * 4096, vec![i as u8; 4096])).collect();
+        blocking::write_all(&disk, writes).unwrap();
+        // 128 buffers of 4 KiB each.
+        assert_eq!(disk.requests(), 5);
+        let long = vec![(0, vec![7; 3 << 20])];
+        blocking::write_all(&disk, long).unwrap();
+        assert_eq!(disk.requests(), 5 + 3);
+        assert!(disk.contents()[..3 << 20].iter().all(|byte| *byte == 7));
     }
 }
