@@ -15,7 +15,7 @@ use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::SimDisk;
 use pinfold::fs::{FileId, FileKind, FileSystem, FsError};
 use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
-use pinfold::mm::cache::PageCache;
+use pinfold::mm::cache::{PageCache, Residence};
 use pinfold::mm::fault::{Access, FaultError};
 use pinfold::mm::manager::{Advice, MemoryMapManager, Placement};
 use pinfold::mm::object::{Pattern, Sharing, SyncMode};
@@ -502,4 +502,71 @@ fn mapped_files_hold_what_the_model_holds() {
             return;
         }
     }
+}
+
+#[test]
+fn a_scan_of_a_large_file_does_not_evict_what_is_in_use() {
+    const WORKING_SET: u64 = 120;
+    const SCAN: u64 = 640;
+    let world = World::new(5, 2 << 20, OPTIONS[0]);
+    let (used, scanned) = (world.files[0].0, world.files[1].0);
+    let chunk = vec![1; 64 * PAGE_SIZE];
+    for (file, pages) in [(used, WORKING_SET), (scanned, SCAN)] {
+        for page in (0..pages).step_by(64) {
+            let len = (pages - page).min(64) * PAGE;
+            let data = &chunk[..len as usize];
+            world.fs.write_at(file, page * PAGE, data).unwrap();
+        }
+    }
+    world.fs.sync().unwrap();
+    world.cache.drop_clean();
+    let cached = world.fs.mappable(used, "used").unwrap();
+    let base = world
+        .manager
+        .map_file(
+            cached.handle(),
+            Placement::Anywhere,
+            WORKING_SET * PAGE,
+            Protection::READ,
+            0,
+            Sharing::Shared,
+        )
+        .unwrap();
+    let absent = || {
+        let pages = cached.residence(0..WORKING_SET);
+        let is_absent = |page: &&Residence| **page == Residence::Absent;
+        pages.iter().filter(is_absent).count()
+    };
+    let mut lost = Vec::new();
+    let mut bytes = vec![0; 64 * PAGE_SIZE];
+    for _ in 0..6 {
+        let mut most = 0;
+        for page in (0..SCAN).step_by(64) {
+            world.fs.read_at(scanned, page * PAGE, &mut bytes).unwrap();
+            most = most.max(absent());
+            for page in 0..WORKING_SET {
+                world.load(VirtAddr(base.0 + page * PAGE)).unwrap();
+            }
+        }
+        lost.push(most);
+    }
+    // Once it is known to be in use it stays.
+    assert!(world.cache.counts().evicted > 2000, "{lost:?}");
+    assert_eq!(lost[2..], [0; 4], "{lost:?}");
+}
+
+#[test]
+fn promises_for_the_worst_do_not_fill_a_disk() {
+    // Each page may take four blocks and some for metadata; each file has but one.
+    let world = World::new(6, 16 << 20, OPTIONS[1]);
+    let root = world.fs.root();
+    for i in 0..900 {
+        let name = format!("small-{i}");
+        let file = world
+            .fs
+            .create(root, name.as_bytes(), FileKind::File, 0o644)
+            .unwrap();
+        world.fs.write_at(file, 0, &[7; 100]).unwrap();
+    }
+    world.finish();
 }

@@ -525,10 +525,10 @@ impl CachedFile {
                     // Nobody had time to ask for it yet: the hand spares it once.
                     chunk.heat[0] |= bit;
                     add(&self.cache.counts.read_ahead, 1);
-                } else if is_refault {
-                    // Evicted too early: the next round of the hand spares it.
-                    chunk.touch(bit);
-                    chunk.touch(bit);
+                }
+                if is_refault {
+                    // Evicted too early: the next rounds of the hand spare it.
+                    chunk.heat = chunk.heat.map(|heat| heat | bit);
                     add(&self.cache.counts.refaults, 1);
                 }
                 if window.edge == Some(block) {
@@ -719,7 +719,7 @@ impl CachedFile {
         if is_backed(&mut self.state.lock()) {
             return Ok(());
         }
-        let promise = self.fs.reserve(self.id, block * PAGE, PAGE)?;
+        let promise = self.reserve(block..block + 1)?;
         let mut state = self.state.lock();
         let unused = if is_backed(&mut state) {
             Some(promise)
@@ -734,6 +734,23 @@ impl CachedFile {
             self.fs.release(promise);
         }
         Ok(())
+    }
+
+    /// Has room promised for the blocks.
+    ///
+    /// Promises are for the worst: where they seem to take all there is, what is dirty is given its places first, and
+    /// what was freed becomes usable.
+    fn reserve(&self, blocks: Range<u64>) -> Result<Reservation, FsError> {
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        match self.fs.reserve(self.id, offset, len) {
+            Err(FsError::NoSpace) => {
+                // What fails is another file's, perhaps, and told with its next flush.
+                let _ = self.cache.write_back(Some(self.volume));
+                self.fs.sync()?;
+                self.fs.reserve(self.id, offset, len)
+            }
+            reserved => reserved,
+        }
     }
 
     /// Makes a page of zeros of a hole. No map shows the hole any more when the page is published.
@@ -826,11 +843,7 @@ impl CachedFile {
         let blocks = offset / PAGE..end.div_ceil(PAGE);
         self.settle_end(offset)?;
         let mut promise = match self.lacks_room(blocks.clone()) {
-            true => self.fs.reserve(
-                self.id,
-                blocks.start * PAGE,
-                (blocks.end - blocks.start) * PAGE,
-            )?,
+            true => self.reserve(blocks.clone())?,
             false => Reservation::NONE,
         };
         let have_places = promise.is_none();
@@ -1259,6 +1272,9 @@ impl MappableFile for FileHandle {
             }
             used += (chunk.ahead & found).count_ones();
             chunk.ahead &= !found;
+            // Whether they are used nobody will know: what was warm stays so.
+            let warm = found & (chunk.heat[0] | chunk.heat[1]);
+            chunk.heat = chunk.heat.map(|heat| heat | warm);
         }
         state.used += u64::from(used);
         pinned
