@@ -106,7 +106,7 @@ full_disk_is_told() {
 map /sparse
 truncate /hog 7M
 write /before here first
-$(for i in $(seq 1 700); do echo "cp /before /f$i"; done)
+$(for i in $(seq 1 1000); do echo "cp /before /f$i"; done)
 poke $FIRST room
 poke $SECOND none
 cat /before
