@@ -8,48 +8,22 @@
 
 mod common;
 
-use common::{campaign, e2fsck, mkfs, mount};
-use pinfold::arch::aarch64::page_table::PageTables;
-use pinfold::fs::cached::Cached;
+use common::machine::{Machine, PAGE, Random};
+use common::{campaign, e2fsck, mount};
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::SimDisk;
 use pinfold::fs::{FileId, FileKind, FileSystem, FsError};
 use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
-use pinfold::mm::cache::{PageCache, Residence};
-use pinfold::mm::fault::{Access, FaultError};
-use pinfold::mm::manager::{Advice, MemoryMapManager, Placement};
+use pinfold::mm::cache::Residence;
+use pinfold::mm::fault::FaultError;
+use pinfold::mm::manager::{Advice, Placement};
 use pinfold::mm::object::{Pattern, Sharing, SyncMode};
 use pinfold::mm::table::Protection;
-use pinfold::sim::{SimMemory, SimMmu};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const FILES: usize = 4;
 const MAX_LEN: u64 = 14 * PAGE;
-
-type Manager = MemoryMapManager<'static, PageTables<'static, SimMmu<'static>>>;
-
-thread_local! {
-    /// What the maps of this test's thread reclaim from.
-    static CACHE: Cell<Option<&'static PageCache>> = const { Cell::new(None) };
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// A map, and for a private one what its own pages hold.
 struct Map {
@@ -63,82 +37,30 @@ struct Map {
 }
 
 struct World {
-    memory: &'static SimMemory,
-    manager: &'static Manager,
-    cache: &'static PageCache,
-    mmu: SimMmu<'static>,
-    disk: Arc<SimDisk>,
-    fs: Arc<Cached>,
+    machine: Machine,
     random: Random,
     files: Vec<(FileId, Vec<u8>)>,
     maps: Vec<Map>,
 }
 
+impl std::ops::Deref for World {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
 impl World {
     fn new(seed: u64, memory: u64, mkfs_options: &[&str]) -> Self {
-        let memory: &'static SimMemory = Box::leak(Box::new(SimMemory::new(memory)));
-        let mmu = SimMmu::new(memory);
-        let tables = PageTables::new(memory.frames(), mmu.clone()).unwrap();
-        mmu.install(tables.root());
-        let limits = VirtAddr(0x1_0000)..VirtAddr(1 << 48);
-        let cache: &'static PageCache = Box::leak(Box::new(PageCache::new(memory.frames())));
-        CACHE.set(Some(cache));
-        let reclaim = || CACHE.get().is_some_and(PageCache::reclaim_or_write);
-        let manager: &'static Manager = Box::leak(Box::new(
-            MemoryMapManager::new(memory.frames(), tables, limits).with_reclaim(reclaim),
-        ));
-        cache.set_aliases(manager);
-        let disk = Arc::new(SimDisk::new(mkfs(8192, mkfs_options, None), seed));
-        let mounted = mount(disk.clone(), FsAccess::ReadWrite).unwrap();
-        let fs = Arc::new(Cached::new(Arc::new(mounted.file_system), cache));
-        let mut world = Self {
-            memory,
-            manager,
-            cache,
-            mmu,
-            disk,
-            fs,
+        let machine = Machine::new(seed, memory, mkfs_options);
+        let files = (0..FILES).map(|i| (machine.create(&format!("file-{i}"), &[]), Vec::new()));
+        Self {
+            files: files.collect(),
+            machine,
             random: Random(seed * 2 + 1),
-            files: Vec::new(),
             maps: Vec::new(),
-        };
-        for i in 0..FILES {
-            let file = world.create(i);
-            world.files.push((file, Vec::new()));
         }
-        world
-    }
-
-    fn create(&self, i: usize) -> FileId {
-        let name = format!("file-{i}-{}", self.files.len());
-        let root = self.fs.root();
-        let file = self
-            .fs
-            .create(root, name.as_bytes(), FileKind::File, 0o644)
-            .unwrap();
-        self.fs.open(file).unwrap();
-        file
-    }
-
-    fn access(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
-        for _ in 0..8 {
-            if self.mmu.translate(address, access).is_ok() {
-                return Ok(());
-            }
-            self.manager.trap(address, access)?;
-        }
-        panic!("{access:?} at {address} goes on faulting");
-    }
-
-    fn load(&self, address: VirtAddr) -> Result<u8, FaultError> {
-        self.access(address, Access::Read)?;
-        Ok(self.mmu.load(address).unwrap())
-    }
-
-    fn store(&self, address: VirtAddr, value: u8) -> Result<(), FaultError> {
-        self.access(address, Access::Write)?;
-        self.mmu.store_byte(address, value).unwrap();
-        Ok(())
     }
 
     /// What the model says a byte of a map is, if it knows; `None` past the end.
@@ -406,8 +328,9 @@ impl World {
             return;
         }
         let i = self.random.below(self.maps.len() as u64) as usize;
+        let manager = self.manager;
         let map = &mut self.maps[i];
-        self.manager.invalidate(map.base, map.pages * PAGE).unwrap();
+        manager.invalidate(map.base, map.pages * PAGE).unwrap();
         map.own.fill(None);
     }
 
@@ -423,20 +346,11 @@ impl World {
             3 => Advice::WillNeed,
             _ => Advice::DontNeed,
         };
+        let manager = self.manager;
         let map = &mut self.maps[i];
-        self.manager
-            .advise(map.base, map.pages * PAGE, advice)
-            .unwrap();
+        manager.advise(map.base, map.pages * PAGE, advice).unwrap();
         if advice == Advice::DontNeed {
             map.own.fill(None);
-        }
-    }
-
-    fn check(&self) {
-        self.manager.check();
-        self.mmu.check();
-        for file in self.cache.files(None) {
-            file.check();
         }
     }
 

@@ -40,6 +40,9 @@ pub struct SimDisk {
 
 type Hook = Box<dyn FnOnce() + Send>;
 
+const READ: usize = 0;
+const WRITE: usize = 1;
+
 struct State {
     bytes: Vec<u8>,
     queue: VecDeque<(u32, Request)>,
@@ -49,7 +52,7 @@ struct State {
     failing: BTreeMap<u64, BlockError>,
     fail_after: Option<u64>,
     requests: u64,
-    during_next_read: Option<Hook>,
+    during_next: [Option<Hook>; 2],
 }
 
 impl SimDisk {
@@ -73,7 +76,7 @@ impl SimDisk {
             failing: BTreeMap::new(),
             fail_after: None,
             requests: 0,
-            during_next_read: None,
+            during_next: [None, None],
         };
         Self {
             state: SpinLock::new(state),
@@ -106,7 +109,12 @@ impl SimDisk {
 
     /// Runs `hook` while the next read is on its way: the moment in which races happen.
     pub fn during_next_read(&self, hook: Hook) {
-        self.state.lock().during_next_read = Some(hook);
+        self.state.lock().during_next[READ] = Some(hook);
+    }
+
+    /// The same of a write, before any of its bytes are taken.
+    pub fn during_next_write(&self, hook: Hook) {
+        self.state.lock().during_next[WRITE] = Some(hook);
     }
 
     /// Adds a mark to the history.
@@ -160,9 +168,12 @@ impl BlockDevice for SimDisk {
             let Some(mut request) = state.take_due() else {
                 return;
             };
-            if request.operation == Operation::Read
-                && let Some(hook) = state.during_next_read.take()
-            {
+            let kind = match request.operation {
+                Operation::Read => Some(READ),
+                Operation::Write(_) => Some(WRITE),
+                _ => None,
+            };
+            if let Some(hook) = kind.and_then(|kind| state.during_next[kind].take()) {
                 drop(state);
                 hook();
                 state = self.state.lock();

@@ -44,6 +44,7 @@ pub const OPTION_SETS: [(&str, &[&str]); 13] = [
     ),
 ];
 
+pub mod machine;
 pub mod model;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);

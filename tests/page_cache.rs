@@ -1,0 +1,1084 @@
+//! What must never go wrong between a map, the page cache and the disk: a test for each defect that others had.
+//!
+//! A race is not left to luck: the other party runs inside [`SimDisk::during_next_read`] or `during_next_write`, at the
+//! one moment that matters. Where it must wait for the disk itself, it is a thread that has been given time to get there.
+//!
+//! | Seen elsewhere | Here |
+//! | --- | --- |
+//! | protection ignored on shared maps | `a_read_only_shared_map_is_not_stored_to` |
+//! | eviction that never evicts | `a_file_larger_than_memory_is_read_through_a_map` |
+//! | sync to the wrong block | `sync_writes_each_page_to_its_own_place` |
+//! | one zero block for all holes, writable | `a_store_to_a_hole_changes_no_other` |
+//! | the tail zeroed one byte short | `the_tail_is_zeros_to_its_last_byte`, `a_store_behind_the_end_never_reaches_the_disk` |
+//! | parts of a page at offset 0 | `small_blocks_lie_where_they_belong_in_their_page` |
+//! | partial unmap | `a_removal_across_gaps_leaves_no_translation_and_no_pin` |
+//! | protection none | `protection_none_allows_nothing_and_keeps_what_is_there` |
+//! | I/O under a lock | `nothing_waits_for_a_read_that_does_not_need_it`, `nothing_waits_for_a_write_that_does_not_need_it` |
+//! | a page seen before its bytes are right | `a_page_is_seen_when_its_bytes_are_right_and_pinned_once` |
+//! | a map that dies while its fault waits | `unmap_races_a_fault_that_waits_for_the_disk` |
+//! | dirty pages found by checksum | `a_page_that_always_changes_is_written` |
+//! | address space never given back | `addresses_are_given_back_and_hints_take_nothing` |
+//! | no end-of-file check | `behind_the_end_is_an_error_also_after_a_cut` |
+//! | no read-ahead, errors only logged | `a_sequential_read_takes_few_requests`, `an_error_reaches_everybody_who_waits` |
+//! | stores after the first sync are lost | `stores_after_a_sync_are_written_by_the_next`, `..._through_two_maps` |
+//! | sync without a flush | `what_sync_acknowledged_survives_a_power_cut` |
+//! | errors of write-back dropped | `a_failed_write_stays_dirty_and_is_told_once` |
+//! | a frame freed too early | the simulated MMU panics, in each of these |
+//! | eviction races with a map | `eviction_races_a_fault` |
+//! | dirty cleared while a map can store | `a_store_during_write_back_is_written_again` |
+//! | write-back that needs memory | `dirty_pages_are_written_when_memory_is_gone` |
+//! | a request for each fault | `a_sequential_read_takes_few_requests` |
+
+#![cfg(not(target_os = "none"))]
+
+mod common;
+
+use common::machine::{Machine, PAGE};
+use common::{campaign, e2fsck, mount};
+use pinfold::fs::block::BlockError;
+use pinfold::fs::ext4::Access as FsAccess;
+use pinfold::fs::sim_disk::{SimDisk, crash_image};
+use pinfold::fs::{Backing, FileId, FileSystem, FsError};
+use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
+use pinfold::mm::cache::Residence;
+use pinfold::mm::fault::{Access, FaultError};
+use pinfold::mm::frame::{Owner, Urgency};
+use pinfold::mm::manager::Placement;
+use pinfold::mm::object::{IoError, Sharing, SyncMode};
+use pinfold::mm::table::Protection;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+const OPTIONS: &[&str] = &["-b", "4096"];
+
+fn machine() -> Machine {
+    Machine::new(1, 16 << 20, OPTIONS)
+}
+
+/// An address in page `page` of a map.
+fn at(base: VirtAddr, page: u64, byte: u64) -> VirtAddr {
+    VirtAddr(base.0 + page * PAGE + byte)
+}
+
+/// `pages` pages, each full of its number.
+fn numbered(pages: u64) -> Vec<u8> {
+    (0..pages).flat_map(|i| vec![i as u8; PAGE_SIZE]).collect()
+}
+
+impl Machine {
+    fn sync(&self, base: VirtAddr, pages: u64) -> Result<(), pinfold::mm::manager::MapError> {
+        self.manager.sync(base, pages * PAGE, SyncMode::Wait)
+    }
+
+    /// A file that is on the disk, and not in memory.
+    fn cold(&self, name: &str, bytes: &[u8]) -> FileId {
+        let file = self.create(name, bytes);
+        self.fs.sync().unwrap();
+        self.cache.drop_clean();
+        assert_eq!(self.cached(file).pages(), (0, 0));
+        file
+    }
+
+    fn residence(&self, file: FileId, page: u64) -> Residence {
+        self.cached(file).residence(page..page + 1)[0]
+    }
+
+    /// A thread that runs `f` while a transfer is held open, and has been given time to wait for it.
+    fn meanwhile(&self, f: impl FnOnce(Machine) + Send + 'static) -> JoinHandle<()> {
+        let machine = self.clone();
+        let thread = spawn(move || {
+            machine.adopt_thread();
+            f(machine);
+        });
+        sleep(Duration::from_millis(20));
+        thread
+    }
+
+    /// Unmounts, checks, and returns what a file holds on the disk.
+    fn finish(&self, file: FileId) -> Vec<u8> {
+        self.check();
+        self.manager.unmap_all().unwrap();
+        self.fs.close(file).unwrap();
+        self.fs.unmount().unwrap();
+        let frames = self.memory.frames().counts();
+        assert_eq!((frames.cache, frames.anonymous), (0, 0), "frames are lost");
+        e2fsck(&self.disk.contents()).unwrap();
+        self.on_disk(file)
+    }
+}
+
+// --- the fifteen ---
+
+#[test]
+fn a_read_only_shared_map_is_not_stored_to() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(2));
+    let base = machine.map_with(file, 0, 2, Protection::READ, Sharing::Shared);
+    assert_eq!(machine.load(base), Ok(0));
+    for page in 0..2 {
+        assert_eq!(machine.store(at(base, page, 0), 9), Err(FaultError::Denied));
+    }
+    assert_eq!(machine.cache.counts().dirty, 0);
+    assert_eq!(machine.finish(file), numbered(2));
+}
+
+#[test]
+fn a_file_larger_than_memory_is_read_through_a_map() {
+    let machine = Machine::new(1, 2 << 20, OPTIONS);
+    const PAGES: u64 = 700;
+    let file = machine.cold("a", &numbered(PAGES));
+    let base = machine.map(file, 0, PAGES);
+    for _ in 0..2 {
+        for page in 0..PAGES {
+            assert_eq!(machine.load(at(base, page, 7)), Ok(page as u8));
+        }
+    }
+    assert!(machine.cache.counts().evicted > PAGES);
+    machine.finish(file);
+}
+
+#[test]
+fn sync_writes_each_page_to_its_own_place() {
+    let machine = machine();
+    // Two files whose blocks take turns on the disk.
+    let (file, other) = (machine.create("a", &[]), machine.create("b", &[]));
+    for page in 0..24 {
+        for (file, byte) in [(file, page), (other, 100 + page)] {
+            let bytes = [byte as u8; PAGE_SIZE];
+            machine.fs.write_at(file, page * PAGE, &bytes).unwrap();
+            machine.fs.sync_file(file).unwrap();
+        }
+    }
+    let base = machine.map(file, 5, 12);
+    for page in [2, 3, 9] {
+        machine.store(at(base, page, 11), 0xd1).unwrap();
+    }
+    machine.sync(at(base, 3, 0), 7).unwrap();
+    let mut expected = numbered(24);
+    // Page 2 of the map was not in the range.
+    for page in [8, 14] {
+        expected[page * PAGE_SIZE + 11] = 0xd1;
+    }
+    assert!(machine.on_disk(file) == expected);
+    machine.sync(base, 12).unwrap();
+    expected[7 * PAGE_SIZE + 11] = 0xd1;
+    assert!(machine.on_disk(file) == expected);
+    let others: Vec<u8> = numbered(24).iter().map(|byte| byte + 100).collect();
+    assert!(machine.on_disk(other) == others);
+    machine.fs.close(other).unwrap();
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn a_store_to_a_hole_changes_no_other() {
+    let machine = machine();
+    let file = machine.create("a", &[]);
+    machine.fs.set_len(file, 64 * PAGE).unwrap();
+    let (base, again) = (machine.map(file, 0, 64), machine.map(file, 0, 64));
+    let before = machine.memory.frames().counts().cache;
+    for page in 0..64 {
+        assert_eq!(machine.load(at(base, page, 5)), Ok(0));
+        assert_eq!(machine.load(at(again, page, 5)), Ok(0));
+    }
+    let counts = machine.memory.frames().counts();
+    assert_eq!(counts.cache, before, "a hole costs no frame");
+    machine.store(at(base, 20, 5), 0xab).unwrap();
+    for page in 0..64 {
+        let expected = if page == 20 { 0xab } else { 0 };
+        for base in [base, again] {
+            assert_eq!(machine.load(at(base, page, 5)), Ok(expected));
+        }
+    }
+    let on_disk = machine.finish(file);
+    let written = on_disk.iter().enumerate().filter(|(_, byte)| **byte != 0);
+    assert!(written.eq([(20 * PAGE_SIZE + 5, &0xab)]));
+}
+
+#[test]
+fn the_tail_is_zeros_to_its_last_byte() {
+    for len in [1, 511, 512, 4095, 4097] {
+        let machine = machine();
+        // A longer file was there before, so that the device has other bytes behind the end.
+        let file = machine.cold("a", &[0xff; 3 * PAGE_SIZE]);
+        let place = machine.fs.map(file, 0, 2 * PAGE).unwrap()[0].backing;
+        machine.fs.set_len(file, len).unwrap();
+        machine.fs.sync().unwrap();
+        machine.cache.drop_clean();
+        let Backing::Written(start) = place else {
+            panic!("{place:?}");
+        };
+        // Whoever wrote the file may have left anything there.
+        let tail = len.next_multiple_of(512);
+        let rest = tail.next_multiple_of(PAGE) - tail;
+        if rest > 0 {
+            let dirt = vec![0xee; rest as usize];
+            pinfold::fs::blocking::write(
+                &*machine.disk,
+                start + tail,
+                dirt,
+                pinfold::fs::block::Durability::Cached,
+            )
+            .unwrap();
+        }
+        let base = machine.map(file, 0, 2);
+        for byte in 0..len.next_multiple_of(PAGE) {
+            let expected = if byte < len { 0xff } else { 0 };
+            assert_eq!(machine.load(at(base, 0, byte)), Ok(expected), "{byte}");
+        }
+        machine.finish(file);
+    }
+}
+
+#[test]
+fn a_store_behind_the_end_never_reaches_the_disk() {
+    let machine = machine();
+    let file = machine.cold("a", &[7; 1000]);
+    let base = machine.map(file, 0, 1);
+    machine.store(at(base, 0, 10), 8).unwrap();
+    machine.store(at(base, 0, 1000), 0xee).unwrap();
+    machine.store(at(base, 0, 4095), 0xee).unwrap();
+    machine.sync(base, 1).unwrap();
+    let Backing::Written(place) = machine.fs.map(file, 0, PAGE).unwrap()[0].backing else {
+        panic!("no block");
+    };
+    let on_device = &machine.disk.contents()[place as usize..][..PAGE_SIZE];
+    assert_eq!(on_device[1000..], [0; PAGE_SIZE - 1000]);
+    // It is zeros again, in the frame too.
+    assert_eq!(machine.load(at(base, 0, 4095)), Ok(0));
+    // Stored once more, then the file grows over it, by each way there is.
+    machine.store(at(base, 0, 2000), 0xee).unwrap();
+    machine.fs.set_len(file, 3000).unwrap();
+    assert_eq!(machine.read(file, 1000, 4096), [0; 2000]);
+    machine.store(at(base, 0, 3500), 0xee).unwrap();
+    machine.fs.write_at(file, 4000, &[1]).unwrap();
+    assert_eq!(machine.load(at(base, 0, 3500)), Ok(0));
+    machine.store(at(base, 0, 4050), 0xee).unwrap();
+    machine.fs.write_at(file, 5000, &[1]).unwrap();
+    assert_eq!(machine.load(at(base, 0, 4050)), Ok(0));
+    // A cut makes a tail, too.
+    machine.store(at(base, 0, 600), 0xdd).unwrap();
+    machine.fs.set_len(file, 500).unwrap();
+    assert_eq!(machine.load(at(base, 0, 600)), Ok(0));
+    machine.fs.set_len(file, 700).unwrap();
+    assert_eq!(machine.load(at(base, 0, 600)), Ok(0));
+    let mut expected = vec![7; 500];
+    expected[10] = 8;
+    expected.resize(700, 0);
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn small_blocks_lie_where_they_belong_in_their_page() {
+    for options in [
+        &["-b", "1024"][..],
+        &["-b", "2048"],
+        &["-b", "1024", "-O", "^extents,^has_journal,^64bit"],
+    ] {
+        let machine = Machine::new(1, 16 << 20, options);
+        let (file, other) = (machine.create("a", &[]), machine.create("b", &[]));
+        // Its blocks are apart from each other, and some are holes.
+        let mut expected = vec![0; 16 << 10];
+        for block in [0, 1, 3, 6, 7, 8, 9, 13, 15] {
+            let bytes = [block as u8 + 1; 1024];
+            machine.fs.write_at(file, block * 1024, &bytes).unwrap();
+            machine.fs.sync_file(file).unwrap();
+            machine.fs.write_at(other, block * 1024, &bytes).unwrap();
+            machine.fs.sync_file(other).unwrap();
+            expected[block as usize * 1024..][..1024].copy_from_slice(&bytes);
+        }
+        machine.cache.drop_clean();
+        let base = machine.map(file, 0, 4);
+        for (i, byte) in expected.iter().enumerate() {
+            assert_eq!(machine.load(at(base, 0, i as u64)), Ok(*byte), "{i}");
+        }
+        for byte in [2 * 1024, 6 * 1024 + 5, 14 * 1024 + 1023] {
+            machine.store(at(base, 0, byte), 0xcc).unwrap();
+            expected[byte as usize] = 0xcc;
+        }
+        machine.sync(base, 4).unwrap();
+        assert!(machine.on_disk(file) == expected);
+        machine.fs.close(other).unwrap();
+        assert!(machine.finish(file) == expected);
+    }
+}
+
+#[test]
+fn a_removal_across_gaps_leaves_no_translation_and_no_pin() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(32));
+    let base = machine.map(file, 0, 32);
+    for page in 0..32 {
+        machine.load(at(base, page, 0)).unwrap();
+    }
+    for gap in [4, 9, 20] {
+        machine.manager.remove(at(base, gap, 0), 2 * PAGE).unwrap();
+    }
+    // Three maps end or lose a part, and there are two gaps between them.
+    let touched = machine.manager.remove(at(base, 2, 0), 12 * PAGE).unwrap();
+    assert_eq!(touched, 3);
+    machine.check();
+    for page in 0..32 {
+        let is_mapped = !(2..14).contains(&page) && !(20..22).contains(&page);
+        let expected = match is_mapped {
+            true => Ok(page as u8),
+            false => Err(FaultError::NoMapping),
+        };
+        assert_eq!(machine.load(at(base, page, 0)), expected, "page {page}");
+    }
+    assert_eq!(machine.finish(file), numbered(32));
+}
+
+#[test]
+fn protection_none_allows_nothing_and_keeps_what_is_there() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(4));
+    let (shared, private) = (machine.map(file, 0, 4), machine.map_private(file, 0, 4));
+    for base in [shared, private] {
+        machine.store(at(base, 1, 0), 77).unwrap();
+        let none = Protection::NONE;
+        assert_eq!(machine.manager.set_permissions(base, 4 * PAGE, none), Ok(1));
+        for page in 0..4 {
+            assert_eq!(machine.load(at(base, page, 0)), Err(FaultError::Denied));
+            assert_eq!(machine.store(at(base, page, 0), 1), Err(FaultError::Denied));
+        }
+        let all = Protection::READ_WRITE;
+        assert_eq!(machine.manager.set_permissions(base, 4 * PAGE, all), Ok(1));
+        assert_eq!(machine.load(at(base, 1, 0)), Ok(77));
+    }
+    let mut expected = numbered(4);
+    expected[PAGE_SIZE] = 77;
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn nothing_waits_for_a_read_that_does_not_need_it() {
+    let machine = machine();
+    let (file, other) = (
+        machine.cold("a", &numbered(4)),
+        machine.create("b", &[1; 9]),
+    );
+    let base = machine.map(file, 0, 4);
+    let during = machine.clone();
+    machine.disk.during_next_read(Box::new(move || {
+        let base = during.map(other, 0, 1);
+        assert_eq!(during.load(base), Ok(1));
+        during.store(base, 2).unwrap();
+        let anon = during
+            .manager
+            .map_anon(Placement::Anywhere, 9 * PAGE, Protection::READ_WRITE)
+            .unwrap();
+        during.store(anon, 3).unwrap();
+        during.manager.remove(anon, 9 * PAGE).unwrap();
+        during.cache.write_back(None).unwrap();
+        during.fs.write_at(other, 3, &[4; 5000]).unwrap();
+        during.fs.sync_file(other).unwrap();
+    }));
+    assert_eq!(machine.load(base), Ok(0));
+    assert!(machine.on_disk(other)[..4] == [2, 1, 1, 4]);
+    machine.fs.close(other).unwrap();
+    machine.finish(file);
+}
+
+#[test]
+fn nothing_waits_for_a_write_that_does_not_need_it() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(8));
+    let base = machine.map(file, 0, 8);
+    machine.store(at(base, 2, 0), 50).unwrap();
+    let during = machine.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        // The page itself can be read, and be stored to; so can others.
+        assert_eq!(during.residence(file, 2), Residence::Writing);
+        assert_eq!(during.load(at(base, 2, 0)), Ok(50));
+        during.store(at(base, 2, 0), 51).unwrap();
+        during.store(at(base, 5, 0), 52).unwrap();
+        assert_eq!(during.read(file, 2 * PAGE, 1), [51]);
+        during.fs.write_at(file, 6 * PAGE, &[53]).unwrap();
+    }));
+    machine.cache.write_back(None).unwrap();
+    let mut expected = numbered(8);
+    for (page, byte) in [(2, 51), (5, 52), (6, 53)] {
+        expected[page * PAGE_SIZE] = byte;
+    }
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn a_page_is_seen_when_its_bytes_are_right_and_pinned_once() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(2));
+    let base = machine.map(file, 0, 1);
+    let during = machine.clone();
+    let second = Arc::new(Mutex::new(None));
+    let thread = second.clone();
+    machine.disk.during_next_read(Box::new(move || {
+        assert!(during.mmu.load(base).is_err(), "entered before it was read");
+        assert_eq!(during.residence(file, 0), Residence::Busy);
+        // Another thread faults on the same page, and waits.
+        *thread.lock().unwrap() =
+            Some(during.meanwhile(move |machine| assert_eq!(machine.load(base), Ok(0))));
+        assert!(during.mmu.load(base).is_err());
+    }));
+    let before = machine.disk.requests();
+    assert_eq!(machine.load(base), Ok(0));
+    second.lock().unwrap().take().unwrap().join().unwrap();
+    assert_eq!(machine.disk.requests() - before, 1);
+    // One pin: with the map gone, nothing keeps the page.
+    machine.manager.remove(base, PAGE).unwrap();
+    machine.cache.drop_clean();
+    assert_eq!(machine.residence(file, 0), Residence::Absent);
+    machine.finish(file);
+}
+
+#[test]
+fn unmap_races_a_fault_that_waits_for_the_disk() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(4));
+    for access in [Access::Read, Access::Write] {
+        machine.cache.drop_clean();
+        let base = machine.map(file, 0, 4);
+        let during = machine.clone();
+        machine.disk.during_next_read(Box::new(move || {
+            assert_eq!(during.manager.remove(base, 4 * PAGE), Ok(1));
+        }));
+        let result = match access {
+            Access::Read => machine.load(base).map(drop),
+            _ => machine.store(base, 1),
+        };
+        assert_eq!(result, Err(FaultError::NoMapping));
+        machine.check();
+    }
+    assert_eq!(machine.finish(file), numbered(4));
+}
+
+#[test]
+fn the_file_outlives_its_name_and_its_map_while_a_fault_waits() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(4));
+    let base = machine.map(file, 0, 4);
+    machine.fs.close(file).unwrap();
+    let during = machine.clone();
+    machine.disk.during_next_read(Box::new(move || {
+        during.fs.unlink(during.fs.root(), b"a").unwrap();
+        during.manager.remove(base, 4 * PAGE).unwrap();
+        during.cache.tidy().unwrap();
+    }));
+    assert_eq!(machine.load(base), Err(FaultError::NoMapping));
+    machine.cache.tidy().unwrap();
+    assert!(
+        machine
+            .cache
+            .files(None)
+            .iter()
+            .all(|cached| cached.id() != file)
+    );
+    machine.fs.unmount().unwrap();
+    e2fsck(&machine.disk.contents()).unwrap();
+}
+
+#[test]
+fn a_page_that_always_changes_is_written() {
+    let machine = machine();
+    let file = machine.cold("a", &[0; PAGE_SIZE]);
+    let base = machine.map(file, 0, 1);
+    for value in 1..20 {
+        machine.store(base, value).unwrap();
+        let during = machine.clone();
+        machine.disk.during_next_write(Box::new(move || {
+            during.store(at(base, 0, 1), value).unwrap();
+        }));
+        machine.cache.write_back(None).unwrap();
+        machine.fs.sync().unwrap();
+        assert_eq!(machine.on_disk(file)[0], value);
+    }
+    machine.finish(file);
+}
+
+#[test]
+fn addresses_are_given_back_and_hints_take_nothing() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(4));
+    let first = machine.map(file, 0, 4);
+    let (pages, protection) = (4 * PAGE, Protection::READ);
+    let hinted = machine
+        .manager
+        .map_file(
+            machine.cached(file).handle(),
+            Placement::Hint(first),
+            pages,
+            protection,
+            0,
+            Sharing::Shared,
+        )
+        .unwrap();
+    assert_ne!(hinted, first, "what was there is there");
+    assert_eq!(machine.load(first), Ok(0));
+    machine.manager.remove(hinted, pages).unwrap();
+    let taken = machine.memory.frames().counts();
+    for _ in 0..5000 {
+        let base = machine.map(file, 0, 4);
+        machine.load(base).unwrap();
+        machine.manager.remove(base, pages).unwrap();
+        assert!(base.0 - first.0 < 64 << 30, "addresses run away: {base}");
+    }
+    let now = machine.memory.frames().counts();
+    assert_eq!((taken.cache, taken.page_table), (now.cache, now.page_table));
+    machine.finish(file);
+}
+
+#[test]
+fn behind_the_end_is_an_error_also_after_a_cut() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(6));
+    let (base, private) = (machine.map(file, 0, 8), machine.map_private(file, 0, 8));
+    machine.load(at(base, 5, 0)).unwrap();
+    machine.load(at(private, 4, 0)).unwrap();
+    machine.store(at(private, 5, 0), 99).unwrap();
+    for base in [base, private] {
+        assert_eq!(machine.load(at(base, 6, 0)), Err(FaultError::PastEnd));
+        assert_eq!(machine.store(at(base, 7, 0), 1), Err(FaultError::PastEnd));
+    }
+    machine.fs.set_len(file, 3 * PAGE).unwrap();
+    machine.check();
+    for page in 3..8 {
+        assert_eq!(machine.load(at(base, page, 0)), Err(FaultError::PastEnd));
+    }
+    assert_eq!(machine.load(at(private, 4, 0)), Err(FaultError::PastEnd));
+    assert_eq!(
+        machine.load(at(private, 5, 0)),
+        Ok(99),
+        "private pages stay"
+    );
+    // What grows is seen by maps that were there before.
+    machine.fs.write_at(file, 4 * PAGE, &[42]).unwrap();
+    assert_eq!(machine.load(at(base, 3, 0)), Ok(0));
+    assert_eq!(machine.load(at(base, 4, 0)), Ok(42));
+    assert_eq!(machine.load(at(private, 4, 0)), Ok(42));
+    let mut expected = numbered(3);
+    expected.resize(4 * PAGE_SIZE, 0);
+    expected.push(42);
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn a_sequential_read_takes_few_requests() {
+    let machine = machine();
+    const PAGES: u64 = 700;
+    let file = machine.cold("a", &numbered(PAGES));
+    let base = machine.map(file, 0, PAGES);
+    let before = machine.disk.requests();
+    for page in 0..PAGES {
+        assert_eq!(machine.load(at(base, page, 0)), Ok(page as u8));
+    }
+    let requests = machine.disk.requests() - before;
+    assert!(requests < 40, "{requests} requests for {PAGES} pages");
+    // At random, none reads what nobody asked for.
+    machine.manager.remove(base, PAGES * PAGE).unwrap();
+    machine.cache.drop_clean();
+    let base = machine.map(file, 0, PAGES);
+    let before = machine.cache.counts().read;
+    for i in 0..50 {
+        machine.load(at(base, i * 397 % PAGES, 0)).unwrap();
+    }
+    let read = machine.cache.counts().read - before;
+    assert!(read < 50 * 5, "{read} pages read for 50");
+    machine.finish(file);
+}
+
+/// Where a page of the file is on the disk, in sectors.
+fn sector(machine: &Machine, file: FileId, page: u64) -> u64 {
+    match machine.fs.map(file, page * PAGE, PAGE).unwrap()[0].backing {
+        Backing::Written(place) | Backing::Unwritten(place) => place / 512,
+        Backing::Hole => panic!("a hole"),
+    }
+}
+
+#[test]
+fn an_error_reaches_everybody_who_waits() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(64));
+    let place = sector(&machine, file, 9);
+    for error in [
+        BlockError::Device {
+            offset: place * 512,
+        },
+        BlockError::TimedOut {
+            offset: place * 512,
+        },
+    ] {
+        let expected = match error {
+            BlockError::TimedOut { .. } => IoError::TimedOut,
+            _ => IoError::Device,
+        };
+        machine.disk.fail_sector(place, error);
+        let base = machine.map(file, 0, 64);
+        let during = machine.clone();
+        let waiting = Arc::new(Mutex::new(Vec::new()));
+        let threads = waiting.clone();
+        machine.disk.during_next_read(Box::new(move || {
+            for _ in 0..3 {
+                let thread = during.meanwhile(move |machine| {
+                    let loaded = machine.load(at(base, 9, 0));
+                    assert_eq!(loaded, Err(FaultError::Io(expected)));
+                });
+                threads.lock().unwrap().push(thread);
+            }
+        }));
+        assert_eq!(machine.load(at(base, 9, 0)), Err(FaultError::Io(expected)));
+        for thread in waiting.lock().unwrap().drain(..) {
+            thread.join().unwrap();
+        }
+        let mut bytes = [0; 1];
+        assert!(machine.fs.read_at(file, 9 * PAGE, &mut bytes).is_err());
+        // Those beside it can be read all the same.
+        assert_eq!(machine.load(at(base, 8, 0)), Ok(8));
+        assert_eq!(machine.load(at(base, 10, 0)), Ok(10));
+        // And the page, once the device is well.
+        machine.disk.heal();
+        assert_eq!(machine.load(at(base, 9, 0)), Ok(9));
+        machine.manager.remove(base, 64 * PAGE).unwrap();
+        machine.cache.drop_clean();
+    }
+    assert_eq!(machine.finish(file), numbered(64));
+}
+
+// --- today's ---
+
+#[test]
+fn stores_after_a_sync_are_written_by_the_next() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(3));
+    let base = machine.map(file, 0, 3);
+    for value in [10, 20, 30] {
+        machine.store(at(base, 1, 100), value).unwrap();
+        machine.sync(base, 3).unwrap();
+        assert_eq!(machine.on_disk(file)[PAGE_SIZE + 100], value);
+    }
+    machine.finish(file);
+}
+
+#[test]
+fn stores_after_a_sync_are_written_by_the_next_through_two_maps() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(3));
+    let (one, two) = (machine.map(file, 0, 3), machine.map(file, 1, 2));
+    let private = machine.map_private(file, 1, 1);
+    assert_eq!(machine.load(private), Ok(1));
+    for round in 1..4u8 {
+        machine.store(at(one, 1, 100), round).unwrap();
+        machine.store(at(two, 0, 200), round).unwrap();
+        machine.fs.write_at(file, PAGE + 300, &[round]).unwrap();
+        assert_eq!(machine.load(at(one, 1, 200)), Ok(round));
+        assert_eq!(machine.load(at(two, 0, 300)), Ok(round));
+        assert_eq!(machine.load(at(private, 0, 100)), Ok(round));
+        machine.sync(one, 3).unwrap();
+        let on_disk = machine.on_disk(file);
+        for place in [100, 200, 300] {
+            assert_eq!(on_disk[PAGE_SIZE + place], round, "byte {place}");
+        }
+        // Now the other map alone.
+        machine.store(at(two, 0, 101), 100 + round).unwrap();
+        machine.sync(one, 3).unwrap();
+        assert_eq!(machine.on_disk(file)[PAGE_SIZE + 101], 100 + round);
+    }
+    // The private page is of its own from its first store on.
+    machine.store(at(private, 0, 400), 1).unwrap();
+    machine.store(at(one, 1, 100), 9).unwrap();
+    assert_eq!(machine.load(at(private, 0, 100)), Ok(3));
+    assert_eq!(machine.load(at(one, 1, 400)), Ok(1u8));
+    machine.finish(file);
+}
+
+#[test]
+fn what_sync_acknowledged_survives_a_power_cut() {
+    let machine = machine();
+    let file = machine.create("a", &[]);
+    machine.fs.set_len(file, 9 * PAGE).unwrap();
+    let base = machine.map(file, 0, 9);
+    let mut expected = vec![0; 9 * PAGE_SIZE];
+    for page in [0, 4, 8] {
+        machine.store(at(base, page, 3), page as u8 + 1).unwrap();
+        expected[page as usize * PAGE_SIZE + 3] = page as u8 + 1;
+        machine.sync(base, 9).unwrap();
+        machine.disk.mark(page);
+        let record = machine.disk.record();
+        for seed in 0..20 {
+            let image = crash_image(&machine.base, &record, record.len(), seed);
+            let disk = Arc::new(SimDisk::new(image, 1));
+            let fs = mount(disk, FsAccess::ReadWrite).unwrap().file_system;
+            let mut bytes = vec![0; 9 * PAGE_SIZE];
+            assert_eq!(fs.read_at(file, 0, &mut bytes), Ok(9 * PAGE_SIZE));
+            assert!(bytes == expected, "page {page}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_write_stays_dirty_and_is_told_once() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(16));
+    let base = machine.map(file, 0, 16);
+    let place = sector(&machine, file, 4);
+    let error = BlockError::Device {
+        offset: place * 512,
+    };
+    for page in 2..7 {
+        machine.store(at(base, page, 0), 200 + page as u8).unwrap();
+    }
+    machine.disk.fail_sector(place, error);
+    // In the background, where nobody is told.
+    assert_eq!(machine.cache.write_back(None), Err(IoError::Device));
+    assert_eq!(machine.residence(file, 4), Residence::Dirty);
+    assert!(machine.cache.counts().failed > 0);
+    // It is not evicted, and reads as it was stored.
+    machine.cache.drop_clean();
+    machine.cache.reclaim(1000);
+    assert_eq!(machine.load(at(base, 4, 0)), Ok(204));
+    machine.disk.heal();
+    // The page is written, and still whoever asked for this file to be safe must know that once it was not.
+    assert!(machine.sync(base, 16).is_err());
+    assert_eq!(machine.residence(file, 4), Residence::Clean);
+    machine.sync(base, 16).unwrap();
+    let mut expected = numbered(16);
+    for page in 2..7 {
+        expected[page * PAGE_SIZE] = 200 + page as u8;
+    }
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn eviction_races_a_fault() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(32));
+    let base = machine.map(file, 0, 32);
+    for page in [0, 17, 5] {
+        let during = machine.clone();
+        machine.disk.during_next_read(Box::new(move || {
+            // Busy pages are nobody's to take; what was entered loses its translation first.
+            during.cache.drop_clean();
+            during.cache.reclaim(100);
+            during.check();
+        }));
+        assert_eq!(machine.load(at(base, page, 0)), Ok(page as u8));
+        machine.cache.drop_clean();
+        machine.check();
+        assert!(machine.mmu.load(at(base, page, 0)).is_err());
+        assert_eq!(machine.load(at(base, page, 0)), Ok(page as u8));
+    }
+    assert_eq!(machine.finish(file), numbered(32));
+}
+
+#[test]
+fn a_store_during_write_back_is_written_again() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(2));
+    let (one, two) = (machine.map(file, 0, 2), machine.map(file, 0, 2));
+    // Through another map than the one that made the page dirty, which could store without a fault.
+    machine.store(one, 10).unwrap();
+    machine.store(two, 11).unwrap();
+    let during = machine.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        assert!(
+            during.mmu.store_byte(one, 0).is_err(),
+            "no fault to note it by"
+        );
+        assert!(
+            during.mmu.store_byte(two, 0).is_err(),
+            "no fault to note it by"
+        );
+        during.store(two, 12).unwrap();
+    }));
+    machine.cache.write_back(None).unwrap();
+    assert_eq!(machine.residence(file, 0), Residence::Dirty);
+    machine.sync(one, 2).unwrap();
+    assert_eq!(machine.on_disk(file)[0], 12);
+    machine.finish(file);
+}
+
+#[test]
+fn dirty_pages_are_written_when_memory_is_gone() {
+    let machine = Machine::new(3, 2 << 20, OPTIONS);
+    const PAGES: u64 = 600;
+    let file = machine.cold("a", &numbered(PAGES));
+    let base = machine.map(file, 0, PAGES);
+    // A program has most of the frames.
+    let frames = machine.memory.frames();
+    let mut taken = Vec::new();
+    while frames.has(80, Urgency::Data) {
+        taken.push(frames.alloc(Owner::Anonymous, Urgency::Data).unwrap());
+    }
+    for page in 0..PAGES {
+        machine.store(at(base, page, 1), 255 - page as u8).unwrap();
+    }
+    machine.sync(base, PAGES).unwrap();
+    for frame in taken {
+        frames.free(frame, Owner::Anonymous);
+    }
+    let mut expected = numbered(PAGES);
+    for page in 0..PAGES as usize {
+        expected[page * PAGE_SIZE + 1] = 255 - page as u8;
+    }
+    assert!(machine.finish(file) == expected);
+}
+
+// --- the disk is full, or slow; files are cut while they are used ---
+
+#[test]
+fn a_full_disk_is_told_at_the_first_store() {
+    let machine = machine();
+    let file = machine.create("a", &[]);
+    let filler = machine.create("b", &[]);
+    machine.fs.set_len(file, 400 * PAGE).unwrap();
+    machine.fs.sync().unwrap();
+    let base = machine.map(file, 0, 400);
+    let free = machine.fs.statistics().unwrap().free_blocks;
+    let mut offset = 0;
+    let full = loop {
+        match machine.fs.write_at(filler, offset, &numbered(16)) {
+            Ok(()) => offset += 16 * PAGE,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, FsError::NoSpace);
+    assert!(offset / PAGE + 40 > free, "{offset} of {free} pages");
+    let mut stored = 0;
+    let denied = (0..400).find_map(|page| match machine.store(at(base, page, 0), 1) {
+        Ok(()) => {
+            stored += 1;
+            None
+        }
+        Err(error) => Some((page, error)),
+    });
+    let Some((page, FaultError::Io(IoError::NoSpace))) = denied else {
+        panic!("{stored} stores, then {denied:?}");
+    };
+    // Reading goes on, and all that was allowed is written.
+    assert_eq!(machine.load(at(base, page, 0)), Ok(0));
+    machine.sync(base, 400).unwrap();
+    machine.fs.unlink(machine.fs.root(), b"b").unwrap();
+    machine.fs.close(filler).unwrap();
+    machine.store(at(base, page, 0), 1).unwrap();
+    let on_disk = machine.finish(file);
+    assert_eq!(
+        on_disk.iter().filter(|byte| **byte == 1).count(),
+        stored + 1
+    );
+}
+
+/// How many pages could be promised to a file without any.
+fn room(machine: &Machine) -> u64 {
+    let file = machine.create("room", &[]);
+    let fits = |pages: u64| match machine.beneath.reserve(file, 0, pages * PAGE) {
+        Ok(promise) => {
+            machine.beneath.release(promise);
+            true
+        }
+        Err(FsError::NoSpace) => false,
+        Err(error) => panic!("{error}"),
+    };
+    let most = (0..).take_while(|pages| fits(*pages)).last().unwrap();
+    machine.fs.unlink(machine.fs.root(), b"room").unwrap();
+    machine.fs.close(file).unwrap();
+    machine.fs.sync().unwrap();
+    most
+}
+
+#[test]
+fn promises_are_given_back() {
+    let machine = machine();
+    machine.fs.sync().unwrap();
+    let before = room(&machine);
+    let file = machine.create("a", &[]);
+    machine.fs.set_len(file, 50 * PAGE).unwrap();
+    let base = machine.map(file, 0, 50);
+    for page in 0..50 {
+        machine.store(at(base, page, 0), 1).unwrap();
+    }
+    assert!(room(&machine) <= before - 50);
+    for page in 0..50 {
+        machine.store(at(base, page, 0), 2).unwrap();
+    }
+    // Some are written, some cut off, and the rest goes with the file.
+    machine.sync(base, 20).unwrap();
+    machine.store(at(base, 30, 0), 3).unwrap();
+    machine.fs.set_len(file, 31 * PAGE).unwrap();
+    machine.fs.set_len(file, 50 * PAGE).unwrap();
+    machine.store(at(base, 40, 0), 4).unwrap();
+    machine.manager.unmap_all().unwrap();
+    machine.fs.unlink(machine.fs.root(), b"a").unwrap();
+    machine.fs.close(file).unwrap();
+    machine.fs.sync().unwrap();
+    assert_eq!(room(&machine), before);
+}
+
+#[test]
+fn a_cut_races_a_fault() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(8));
+    let base = machine.map(file, 0, 8);
+    let during = machine.clone();
+    let cut = Arc::new(Mutex::new(None));
+    let thread = cut.clone();
+    machine.disk.during_next_read(Box::new(move || {
+        *thread.lock().unwrap() =
+            Some(during.meanwhile(move |machine| machine.fs.set_len(file, 2 * PAGE).unwrap()));
+    }));
+    assert_eq!(machine.load(at(base, 5, 0)), Err(FaultError::PastEnd));
+    cut.lock().unwrap().take().unwrap().join().unwrap();
+    assert_eq!(machine.load(at(base, 1, 0)), Ok(1));
+    assert_eq!(machine.finish(file), numbered(2));
+}
+
+#[test]
+fn a_cut_races_write_back() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(8));
+    let base = machine.map(file, 0, 8);
+    for page in 0..8 {
+        machine.store(at(base, page, 0), 99).unwrap();
+    }
+    let during = machine.clone();
+    let cut = Arc::new(Mutex::new(None));
+    let thread = cut.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        *thread.lock().unwrap() =
+            Some(during.meanwhile(move |machine| machine.fs.set_len(file, 2 * PAGE + 7).unwrap()));
+        // The blocks are not given back while they are written.
+        assert_eq!(during.fs.attributes(file).unwrap().size, 2 * PAGE + 7);
+    }));
+    machine.cache.write_back(None).unwrap();
+    cut.lock().unwrap().take().unwrap().join().unwrap();
+    assert_eq!(machine.load(at(base, 2, 0)), Ok(99));
+    assert_eq!(machine.load(at(base, 3, 0)), Err(FaultError::PastEnd));
+    let mut expected = numbered(3);
+    expected.truncate(2 * PAGE_SIZE + 7);
+    for page in 0..3 {
+        expected[page * PAGE_SIZE] = 99;
+    }
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn a_pin_keeps_a_file_from_being_cut() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(8));
+    let hold = machine.cached(file).hold(3 * PAGE + 1);
+    assert_eq!(machine.fs.set_len(file, 3 * PAGE), Err(FsError::Busy));
+    machine.fs.set_len(file, 3 * PAGE + 1).unwrap();
+    drop(hold);
+    machine.fs.set_len(file, 0).unwrap();
+    assert_eq!(machine.finish(file), []);
+}
+
+// --- threads ---
+
+/// Several threads on one file of which each owns some bytes of each page, while others sync, evict and cut; `seconds`
+/// long.
+fn threads(seed: u64, seconds: u64) {
+    const THREADS: u64 = 3;
+    const KEPT: u64 = 150;
+    const PAGES: u64 = 220;
+    let machine = Machine::new(seed, 2 << 20, OPTIONS);
+    machine.disk.set_latency(3);
+    let file = machine.create("a", &vec![0; (KEPT * PAGE) as usize]);
+    let base = machine.map(file, 0, PAGES);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let work = Arc::new(AtomicU64::new(0));
+    let run = |f: Box<dyn Fn(&Machine, &mut common::machine::Random) + Send>, seed: u64| {
+        let (machine, is_over, work) = (machine.clone(), is_over.clone(), work.clone());
+        spawn(move || {
+            machine.adopt_thread();
+            let mut random = common::machine::Random(seed);
+            while !is_over.load(Ordering::Relaxed) {
+                f(&machine, &mut random);
+                work.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let mut all = Vec::new();
+    let lanes: Vec<_> = (0..THREADS)
+        .map(|_| Arc::new(Mutex::new(vec![0u8; KEPT as usize])))
+        .collect();
+    for (i, lane) in lanes.iter().enumerate() {
+        let lane = lane.clone();
+        let own = machine.map(file, 0, PAGES);
+        let store = move |machine: &Machine, random: &mut common::machine::Random| {
+            let page = random.below(KEPT);
+            let byte = i as u64 * 7 + page % 5;
+            let place = at(if random.below(2) == 0 { own } else { base }, page, byte);
+            let mut lane = lane.lock().unwrap();
+            let before = lane[page as usize];
+            match random.below(3) {
+                0 => assert_eq!(machine.load(place), Ok(before), "page {page}"),
+                1 => {
+                    let offset = page * PAGE + byte;
+                    assert_eq!(machine.read(file, offset, 1), [before], "page {page}");
+                }
+                _ => {
+                    let value = random.next() as u8;
+                    if random.below(4) == 0 {
+                        let offset = page * PAGE + byte;
+                        machine.fs.write_at(file, offset, &[value]).unwrap();
+                    } else {
+                        machine.store(place, value).unwrap();
+                    }
+                    lane[page as usize] = value;
+                }
+            }
+        };
+        all.push(run(Box::new(store), seed * 100 + i as u64 + 1));
+    }
+    let disturb = move |machine: &Machine, random: &mut common::machine::Random| {
+        match random.below(7) {
+            0 => machine.cache.drop_clean(),
+            1 => drop(machine.cache.reclaim(1 + random.below(60))),
+            2 => machine.cache.write_back(None).unwrap(),
+            3 => machine.fs.sync_file(file).unwrap(),
+            4 => {
+                let len = KEPT * PAGE + random.below((PAGES - KEPT) * PAGE);
+                machine.fs.set_len(file, len).unwrap();
+            }
+            5 => {
+                let first = random.below(KEPT);
+                machine
+                    .sync(at(base, first, 0), 1 + random.below(PAGES - first))
+                    .unwrap();
+            }
+            _ => {
+                // Pages that come and go.
+                let page = KEPT + random.below(PAGES - KEPT);
+                match machine.store(at(base, page, 0), 1) {
+                    Ok(()) | Err(FaultError::PastEnd) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        }
+    };
+    all.push(run(Box::new(disturb), seed * 100 + 50));
+    all.push(run(Box::new(disturb), seed * 100 + 51));
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end && all.iter().all(|thread| !thread.is_finished()) {
+        sleep(Duration::from_millis(10));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for thread in all {
+        thread.join().unwrap();
+    }
+    println!("seed {seed}: {} operations", work.load(Ordering::Relaxed));
+    let on_disk = machine.finish(file);
+    for (i, lane) in lanes.iter().enumerate() {
+        for (page, value) in lane.lock().unwrap().iter().enumerate() {
+            let byte = i * 7 + page % 5;
+            assert_eq!(on_disk[page * PAGE_SIZE + byte], *value, "page {page}");
+        }
+    }
+}
+
+#[test]
+fn threads_that_store_sync_evict_and_cut_lose_nothing() {
+    for seed in 1..=campaign("PINFOLD_SEEDS", 2) {
+        threads(seed, campaign("PINFOLD_CAMPAIGN", 2));
+    }
+}
