@@ -10,9 +10,10 @@ mod common;
 
 use common::machine::{Machine, PAGE, Random};
 use common::{campaign, e2fsck, mount};
+use pinfold::fs::block::{BlockError, Durability};
 use pinfold::fs::ext4::Access as FsAccess;
-use pinfold::fs::sim_disk::SimDisk;
-use pinfold::fs::{FileId, FileKind, FileSystem, FsError};
+use pinfold::fs::sim_disk::{Event, SimDisk, crash_image};
+use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError};
 use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
 use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::FaultError;
@@ -41,6 +42,44 @@ struct World {
     random: Random,
     files: Vec<(FileId, Vec<u8>)>,
     maps: Vec<Map>,
+    /// Some sectors of the disk fail.
+    is_in_trouble: bool,
+    promises: Promises,
+}
+
+/// What survives a power cut, by file: its bytes as they were when they were last synced, `None` where they have changed
+/// since.
+type Certain = Vec<(String, Vec<Option<u8>>)>;
+
+/// What must be there after a power cut.
+#[derive(Default)]
+struct Promises {
+    now: Certain,
+    /// What was certain all the time from one acknowledgement to the next. Only kept by tests that cut.
+    history: Option<Vec<Certain>>,
+}
+
+impl Promises {
+    /// `file` changes from byte `from` on, up to `to`.
+    fn forget(&mut self, file: usize, from: u64, to: u64) {
+        let certain = &mut self.now[file].1;
+        let len = certain.len();
+        certain[len.min(from as usize)..len.min(to as usize)].fill(None);
+    }
+
+    /// These bytes of `file` are durable.
+    fn note(&mut self, disk: &SimDisk, file: usize, from: usize, bytes: &[u8]) {
+        let Some(history) = &mut self.history else {
+            return;
+        };
+        history.push(self.now.clone());
+        let certain = &mut self.now[file].1;
+        certain.resize(certain.len().max(from + bytes.len()), None);
+        for (at, byte) in bytes.iter().enumerate() {
+            certain[from + at] = Some(*byte);
+        }
+        disk.mark(history.len() as u64);
+    }
 }
 
 impl std::ops::Deref for World {
@@ -54,9 +93,17 @@ impl std::ops::Deref for World {
 impl World {
     fn new(seed: u64, memory: u64, mkfs_options: &[&str]) -> Self {
         let machine = Machine::new(seed, memory, mkfs_options);
-        let files = (0..FILES).map(|i| (machine.create(&format!("file-{i}"), &[]), Vec::new()));
+        let names = (0..FILES).map(|i| format!("file-{i}"));
+        let files = names
+            .clone()
+            .map(|name| (machine.create(&name, &[]), Vec::new()));
         Self {
             files: files.collect(),
+            is_in_trouble: false,
+            promises: Promises {
+                now: names.map(|name| (name, Vec::new())).collect(),
+                history: None,
+            },
             machine,
             random: Random(seed * 2 + 1),
             maps: Vec::new(),
@@ -88,6 +135,7 @@ impl World {
             87..=89 => self.invalidate(),
             90..=92 => self.advise(),
             93..=95 => self.cache.write_back(None).unwrap(),
+            96 => self.trouble(),
             _ => self.cache.tidy().unwrap(),
         }
     }
@@ -165,6 +213,7 @@ impl World {
                     assert_eq!(byte, expected, "page {page}, byte {at:#x}");
                 }
                 (Err(FaultError::PastEnd), None) => {}
+                (Err(error), _) if self.may_fail(error) => {}
                 (loaded, expected) => panic!("{loaded:?}, not {expected:?}"),
             }
             return;
@@ -173,6 +222,7 @@ impl World {
         match (self.store(address, value), expected) {
             (Ok(()), Some(_)) => self.note_store(i, page, at, value),
             (Err(FaultError::PastEnd), None) => {}
+            (Err(error), _) if self.may_fail(error) => {}
             (stored, expected) => panic!("{stored:?}, not {expected:?}"),
         }
     }
@@ -182,7 +232,9 @@ impl World {
         let bytes = &mut self.files[map.file].1;
         let start = (map.first_page + page) * PAGE;
         if map.sharing == Sharing::Shared {
-            if let Some(byte) = bytes.get_mut((start + at) as usize) {
+            let at = start + at;
+            self.promises.forget(map.file, at, at + 1);
+            if let Some(byte) = bytes.get_mut(at as usize) {
                 *byte = value;
             }
             return;
@@ -212,6 +264,7 @@ impl World {
         let (file, offset, len) = self.range();
         let data: Vec<u8> = (0..len).map(|_| self.random.next() as u8).collect();
         self.fs.write_at(self.files[file].0, offset, &data).unwrap();
+        self.promises.forget(file, offset, offset + len as u64);
         let bytes = &mut self.files[file].1;
         let end = offset as usize + len;
         if len > 0 && bytes.len() < end {
@@ -252,22 +305,86 @@ impl World {
         };
         self.fs.set_len(self.files[file].0, len).unwrap();
         self.files[file].1.resize(len as usize, 0);
+        self.promises.forget(file, len, u64::MAX);
+    }
+
+    /// Whether an access may fail so.
+    fn may_fail(&self, error: FaultError) -> bool {
+        self.is_in_trouble && matches!(error, FaultError::Io(_) | FaultError::OutOfFrames)
+    }
+
+    /// Some of a file's sectors fail for a while. Nothing is lost, and whoever asks is told.
+    fn trouble(&mut self) {
+        let file = self.random.below(FILES as u64) as usize;
+        let len = self.files[file].1.len() as u64;
+        if len == 0 {
+            return;
+        }
+        for _ in 0..1 + self.random.below(3) {
+            let offset = self.random.below(len);
+            for extent in self.fs.map(self.files[file].0, offset, 1).unwrap() {
+                if let Backing::Written(place) = extent.backing {
+                    let error = BlockError::Device { offset: place };
+                    self.disk.fail_sector(place / 512, error);
+                }
+            }
+        }
+        self.is_in_trouble = true;
+        for _ in 0..30 {
+            match self.random.below(8) {
+                0 => self.evict(),
+                // It is told with the sync below, too.
+                1 => drop(self.cache.write_back(None)),
+                2 => {
+                    if self.fs.sync_file(self.files[file].0).is_ok() {
+                        let bytes = &self.files[file].1;
+                        self.promises.note(&self.machine.disk, file, 0, bytes);
+                    }
+                }
+                _ => self.touch(),
+            }
+        }
+        self.disk.heal();
+        self.is_in_trouble = false;
+        for (file, _) in &self.files {
+            // What failed is told once, and then it is over.
+            let _ = self.fs.sync_file(*file);
+            self.fs.sync_file(*file).unwrap();
+        }
     }
 
     fn sync(&mut self) {
         match self.random.below(3) {
-            0 => self.fs.sync().unwrap(),
+            0 => {
+                self.fs.sync().unwrap();
+                for (i, (_, bytes)) in self.files.iter().enumerate() {
+                    self.promises.note(&self.machine.disk, i, 0, bytes);
+                }
+            }
             1 => {
-                let file = self.random.below(FILES as u64) as usize;
-                self.fs.sync_file(self.files[file].0).unwrap();
+                let i = self.random.below(FILES as u64) as usize;
+                let (file, bytes) = &self.files[i];
+                self.fs.sync_file(*file).unwrap();
+                self.promises.note(&self.machine.disk, i, 0, bytes);
             }
             _ if self.maps.is_empty() => {}
             _ => {
                 let i = self.random.below(self.maps.len() as u64) as usize;
-                let (base, pages) = (self.maps[i].base, self.maps[i].pages);
+                let map = &self.maps[i];
+                let first = self.random.below(map.pages);
+                let pages = 1 + self.random.below(map.pages - first);
+                let base = VirtAddr(map.base.0 + first * PAGE);
                 self.manager
                     .sync(base, pages * PAGE, SyncMode::Wait)
                     .unwrap();
+                let bytes = &self.files[map.file].1;
+                let start = bytes.len().min(((map.first_page + first) * PAGE) as usize);
+                let end = bytes.len().min(start + (pages * PAGE) as usize);
+                if map.sharing == Sharing::Shared {
+                    let synced = &bytes[start..end];
+                    self.promises
+                        .note(&self.machine.disk, map.file, start, synced);
+                }
             }
         }
     }
@@ -321,6 +438,7 @@ impl World {
             .unwrap();
         self.fs.open(file).unwrap();
         self.files[i] = (file, Vec::new());
+        self.promises.now[i] = (name, Vec::new());
     }
 
     fn invalidate(&mut self) {
@@ -483,4 +601,93 @@ fn promises_for_the_worst_do_not_fill_a_disk() {
         world.fs.write_at(file, 0, &[7; 100]).unwrap();
     }
     world.finish();
+}
+
+/// A run that was recorded: what happened on the disk, and what was certain from each acknowledgement on.
+struct Recorded {
+    base: Arc<Vec<u8>>,
+    record: Vec<Event>,
+    history: Vec<Certain>,
+}
+
+fn recorded(seed: u64, mkfs_options: &[&str], steps: u32) -> Recorded {
+    let mut world = World::new(seed, 2 << 20, mkfs_options);
+    world.promises.history = Some(Vec::new());
+    for _ in 0..steps {
+        world.step();
+    }
+    let mut history = world.promises.history.take().unwrap();
+    history.push(world.promises.now.clone());
+    let (base, record) = (world.base.clone(), world.disk.record());
+    world.finish();
+    Recorded {
+        base,
+        record,
+        history,
+    }
+}
+
+impl Recorded {
+    /// Cuts the power after `cut` events; what is wrong with what comes up again.
+    fn recover(&self, cut: usize, seed: u64) -> Result<(), String> {
+        let image = crash_image(&self.base, &self.record, cut, seed);
+        let mark = self.record[..cut]
+            .iter()
+            .rev()
+            .find_map(|event| match event {
+                Event::Mark(mark) => Some(*mark as usize),
+                _ => None,
+            });
+        let disk = Arc::new(SimDisk::new(image, 1));
+        let told = |error: FsError| error.to_string();
+        let fs = mount(disk.clone(), FsAccess::ReadWrite)
+            .map_err(told)?
+            .file_system;
+        for (name, certain) in mark.map_or(&Vec::new(), |mark| &self.history[mark]) {
+            if certain.iter().all(Option::is_none) {
+                continue;
+            }
+            let file = fs.lookup(fs.root(), name.as_bytes()).map_err(told)?;
+            let mut bytes = vec![0; certain.len()];
+            let read = fs.read_at(file, 0, &mut bytes).map_err(told)?;
+            for (at, byte) in certain.iter().enumerate() {
+                if byte.is_some_and(|byte| at >= read || bytes[at] != byte) {
+                    return Err(format!("{name}: byte {at:#x} of {read:#x}"));
+                }
+            }
+        }
+        fs.unmount().map_err(told)?;
+        e2fsck(&disk.contents())
+    }
+}
+
+#[test]
+fn what_was_synced_survives_a_power_cut() {
+    let cuts = campaign("PINFOLD_CUTS", 25);
+    for seed in 1..=campaign("PINFOLD_SEEDS", 2) {
+        for options in &OPTIONS[..3] {
+            let run = recorded(seed, options, 400);
+            let mut random = Random(seed << 8 | 1);
+            for i in 0..cuts {
+                let cut = random.below(run.record.len() as u64 + 1) as usize;
+                if let Err(report) = run.recover(cut, i) {
+                    panic!("seed {seed}, {options:?}, cut {i} at {cut}: {report}");
+                }
+            }
+        }
+    }
+}
+
+/// The positive control: were flushes left out, this test's checks would notice.
+#[test]
+fn a_sync_without_a_flush_is_caught() {
+    let mut run = recorded(3, OPTIONS[0], 400);
+    run.record.retain(|event| *event != Event::Flush);
+    for event in &mut run.record {
+        if let Event::Write { durability, .. } = event {
+            *durability = Durability::Cached;
+        }
+    }
+    let len = run.record.len();
+    assert!((0..40).any(|i| run.recover(len - i * len / 50, i as u64).is_err()));
 }
