@@ -152,7 +152,7 @@ fn commit() {
         let result = if CACHE.wait_for_pressure(COMMIT_US)
             && timer::now() - committed < timer::ticks_from_us(COMMIT_US)
         {
-            CACHE.write_back(None).map_err(FsError::from)
+            CACHE.write_back(None)
         } else {
             committed = timer::now();
             VFS.sync()

@@ -474,8 +474,11 @@ fn a_failed_read_reaches_the_fault_and_the_next_one_tries_again() {
     let m = machine();
     let file = SimFile::new(m, 1);
     let base = m.map(&file, 1, Protection::READ, Sharing::Shared);
-    file.state.lock().unwrap().next_read_fails = Some(IoError::Device);
-    assert_eq!(m.load(base), Err(FaultError::Io(IoError::Device)));
+    file.state.lock().unwrap().next_read_fails = Some(IoError::Device { offset: 512 });
+    assert_eq!(
+        m.load(base),
+        Err(FaultError::Io(IoError::Device { offset: 512 }))
+    );
     assert_eq!(m.load(base), Ok(1));
 }
 

@@ -133,7 +133,7 @@ peek 0x800000264000 16
 peek 0x800000264000 16
 cat /hello
 END
-    grep -q "the device reports an error" "$MAPS/read.txt" &&
+    grep -q "the device reports an error at its byte $(printf '0x%x' $((sector * 4096)))" "$MAPS/read.txt" &&
         grep -q "/numbers + 0x0" "$MAPS/read.txt" &&
         grep -q "^800000264000  3" "$MAPS/read.txt" &&
         grep -q "Hello, file that is mapped" "$MAPS/read.txt"

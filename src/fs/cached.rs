@@ -141,7 +141,7 @@ impl FileSystem for Cached {
     fn read_at(&self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<usize, FsError> {
         let file = self.file(file)?;
         if arch::cannot_fault(bytes.as_ptr()) {
-            return Ok(file.read(offset, bytes)?);
+            return file.read(offset, bytes);
         }
         let mut piece = buffer(bytes.len())?;
         let mut done = 0;
@@ -260,7 +260,7 @@ impl FileSystem for Cached {
 
     fn sync_file(&self, file: FileId) -> Result<(), FsError> {
         match self.find(file) {
-            Some(file) => Ok(file.sync(0..u64::MAX)?),
+            Some(file) => file.sync(0..u64::MAX),
             None => self.beneath.sync_file(file),
         }
     }
@@ -268,7 +268,7 @@ impl FileSystem for Cached {
     fn sync(&self) -> Result<(), FsError> {
         let written = self.cache.write_back(Some(self.volume));
         self.beneath.sync()?;
-        Ok(written?)
+        written
     }
 
     fn unmount(&self) -> Result<(), FsError> {

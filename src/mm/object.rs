@@ -10,9 +10,17 @@ use core::ops::Range;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IoError {
     /// The device failed to read or write.
-    Device,
+    Device {
+        /// Where on the device, in bytes.
+        offset: u64,
+    },
     /// The device did not answer in time.
-    TimedOut,
+    TimedOut {
+        /// Where on the device, in bytes.
+        offset: u64,
+    },
+    /// The device is gone.
+    Removed,
     /// The file system has no room for the page.
     NoSpace,
     /// The file cannot be written.
@@ -26,8 +34,13 @@ pub enum IoError {
 impl fmt::Display for IoError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Device => "the device reports an error",
-            Self::TimedOut => "the device does not answer",
+            Self::Device { offset } => {
+                return write!(f, "the device reports an error at its byte {offset:#x}");
+            }
+            Self::TimedOut { offset } => {
+                return write!(f, "the device does not answer at its byte {offset:#x}");
+            }
+            Self::Removed => "the device is gone",
             Self::NoSpace => "no space is left on the file system",
             Self::ReadOnly => "the file cannot be written",
             Self::Damaged => "the file system is damaged",

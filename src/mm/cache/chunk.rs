@@ -57,6 +57,8 @@ pub struct Chunk {
     pub edge: u64,
     /// The last try to read it failed.
     pub failed: u64,
+    /// The last try to read it failed, with others in the same request.
+    pub suspect: u64,
     /// It was read ahead, and nobody has asked for it yet.
     pub ahead: u64,
     /// It was asked for.
@@ -83,6 +85,7 @@ impl Chunk {
         promise: Reservation::NONE,
         edge: 0,
         failed: 0,
+        suspect: 0,
         ahead: 0,
         touched: 0,
         evicted: 0,
@@ -125,6 +128,7 @@ impl Chunk {
     pub fn publish(&mut self, pages: u64) {
         debug_assert_eq!(self.busy & pages, pages);
         self.busy &= !pages;
+        self.suspect &= !pages;
         self.resident |= pages;
     }
 

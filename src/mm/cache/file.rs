@@ -5,7 +5,7 @@ use super::read_ahead::{ReadAhead, Window};
 use super::transfer::Run;
 use super::{PageCache, VolumeId, add};
 use crate::arch::page;
-use crate::fs::block::BlockDevice;
+use crate::fs::block::{BlockDevice, BlockError};
 use crate::fs::{FileId, FileKind, FileSystem, FsError, Reservation};
 use crate::mm::addr::{Frame, PAGE_SIZE};
 use crate::mm::frame::{Owner, Urgency};
@@ -63,9 +63,9 @@ pub(super) struct State {
     used: u64,
     /// Asked for last: asking again at once says nothing.
     last_touched: u64,
-    read_error: IoError,
+    read_error: FsError,
     /// What went wrong with a write that nobody was told of.
-    pub write_error: Option<IoError>,
+    pub write_error: Option<FsError>,
     users: u32,
     is_unlinked: bool,
     handle: Weak<FileHandle>,
@@ -276,7 +276,7 @@ impl CachedFile {
                 hits: 0,
                 used: 0,
                 last_touched: u64::MAX,
-                read_error: IoError::Device,
+                read_error: FsError::NotFound,
                 write_error: None,
                 users: 0,
                 is_unlinked: attributes.links == 0,
@@ -467,16 +467,16 @@ impl CachedFile {
         self: &Arc<Self>,
         state: &'s mut State,
         block: u64,
-    ) -> Result<&'s mut Chunk, IoError> {
+    ) -> Result<&'s mut Chunk, FsError> {
         let number = block / PAGES;
         if state.chunks.get(number).is_none() {
             if !self.cache.frames.has(HEAP_ROOM, Urgency::Kernel) {
-                return Err(IoError::OutOfFrames);
+                return Err(FsError::OutOfMemory);
             }
             self.cache.enrol(self, number)?;
             state.chunks.insert(number, Box::new(Chunk::EMPTY));
         }
-        state.chunk(block).ok_or(IoError::OutOfFrames)
+        state.chunk(block).ok_or(FsError::OutOfMemory)
     }
 
     /// Marks the first run of absent blocks in `blocks` as busy; `None` where there is none.
@@ -485,12 +485,12 @@ impl CachedFile {
         blocks: &Range<u64>,
         window: &Window,
         wanted: Option<u64>,
-    ) -> Result<Option<Run>, IoError> {
+    ) -> Result<Option<Run>, FsError> {
         let mut frames = Vec::new();
         let most = (blocks.end - blocks.start).min(MAX_RUN as u64) as usize;
         frames
             .try_reserve_exact(most)
-            .map_err(|_| IoError::OutOfFrames)?;
+            .map_err(|_| FsError::OutOfMemory)?;
         let mut state = self.state.lock();
         let end = blocks.end.min(state.blocks());
         let Some(first) = state.first_absent(blocks.start, end) else {
@@ -541,7 +541,7 @@ impl CachedFile {
     }
 
     /// A frame, or a group of them where that is possible and wanted.
-    fn alloc(&self, is_group: bool) -> Result<(Frame, u64), IoError> {
+    fn alloc(&self, is_group: bool) -> Result<(Frame, u64), FsError> {
         let frames = self.cache.frames;
         if is_group && let Ok(first) = frames.alloc_run(Owner::Cache, Urgency::Data, GROUP_ORDER) {
             return Ok((first, GROUP));
@@ -549,11 +549,11 @@ impl CachedFile {
         let frame = frames.alloc(Owner::Cache, Urgency::Data);
         frame
             .map(|frame| (frame, 1))
-            .map_err(|_| IoError::OutOfFrames)
+            .map_err(|_| FsError::OutOfMemory)
     }
 
     /// Reads what is absent in a window; `wanted` is a block of it somebody waits for. Returns when all is on its way.
-    fn read_window(self: &Arc<Self>, window: &Window, wanted: Option<u64>) -> Result<(), IoError> {
+    fn read_window(self: &Arc<Self>, window: &Window, wanted: Option<u64>) -> Result<(), FsError> {
         let mut rest = window.blocks.clone();
         // Behind the end of the file there is nothing to read.
         if rest.is_empty() {
@@ -581,7 +581,7 @@ impl CachedFile {
     }
 
     /// Brings a block into memory.
-    pub(super) fn prime(self: &Arc<Self>, block: u64, pattern: Pattern) -> Result<(), IoError> {
+    pub(super) fn prime(self: &Arc<Self>, block: u64, pattern: Pattern) -> Result<(), FsError> {
         let bit = 1 << (block % PAGES);
         let mut has_waited = false;
         loop {
@@ -604,13 +604,17 @@ impl CachedFile {
             if has_failed && has_waited {
                 return Err(state.read_error);
             }
+            let is_alone = state
+                .chunk(block)
+                .is_some_and(|chunk| chunk.suspect & bit != 0);
+            let pattern = if is_alone { Pattern::Random } else { pattern };
             let most = self.max_window();
             let mut window = state.ahead.on_miss(block, pattern, most);
             window.blocks.end = window.blocks.end.min(state.blocks());
             drop(state);
             add(&self.cache.counts.misses, 1);
             match self.read_window(&window, Some(block)) {
-                Err(IoError::OutOfFrames) if self.cache.reclaim_or_write() => {}
+                Err(FsError::OutOfMemory) if self.cache.reclaim_or_write() => {}
                 result => result?,
             }
             has_waited = true;
@@ -633,19 +637,27 @@ impl CachedFile {
     }
 
     /// Reads have ended. Called by the device's interrupt.
-    pub(super) fn end_read(&self, blocks: Range<u64>, result: Result<(), IoError>) {
+    pub(super) fn end_read(&self, blocks: Range<u64>, result: Result<(), FsError>) {
         let mut state = self.state.lock();
         let size = state.size;
         if let Err(error) = result {
             state.read_error = error;
         }
+        // One bad block fails a whole request: who needs any of them tries it alone. A device that is silent is not asked
+        // again.
+        let is_silent = matches!(result, Err(FsError::Block(BlockError::TimedOut { .. })));
+        let is_sure = is_silent || blocks.end - blocks.start == 1;
         for (number, pages) in chunks_of(blocks.clone()) {
             let Some(chunk) = state.chunks.find(number) else {
                 continue;
             };
             let first = number * PAGES;
             if result.is_err() {
-                chunk.failed |= pages;
+                if is_sure {
+                    chunk.failed |= pages;
+                } else {
+                    chunk.suspect |= pages;
+                }
                 for i in bits(pages) {
                     self.cache.frames.free(chunk.take(i), Owner::Cache);
                 }
@@ -694,9 +706,10 @@ impl CachedFile {
     // --- stores ---
 
     /// Makes sure that the block may become dirty.
-    fn make_room(self: &Arc<Self>, block: u64) -> Result<(), IoError> {
+    fn make_room(self: &Arc<Self>, block: u64) -> Result<(), FsError> {
         if self.is_read_only {
-            return Err(IoError::ReadOnly);
+            let device = FsError::Block(BlockError::ReadOnly);
+            return Err(self.fs.read_only().map_or(device, FsError::ReadOnly));
         }
         self.cache.limit_dirty()?;
         let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
@@ -754,7 +767,7 @@ impl CachedFile {
     }
 
     /// Makes a page of zeros of a hole. No map shows the hole any more when the page is published.
-    fn fill_hole(self: &Arc<Self>, block: u64) -> Result<(), IoError> {
+    fn fill_hole(self: &Arc<Self>, block: u64) -> Result<(), FsError> {
         let page = (block % PAGES) as u32;
         let frame = loop {
             match self.alloc(false) {
@@ -782,7 +795,7 @@ impl CachedFile {
     }
 
     /// Reads at `offset`; returns how much, less than asked for only at the end of the file. `bytes` cannot fault.
-    pub fn read(self: &Arc<Self>, offset: u64, bytes: &mut [u8]) -> Result<usize, IoError> {
+    pub fn read(self: &Arc<Self>, offset: u64, bytes: &mut [u8]) -> Result<usize, FsError> {
         let mut done = 0;
         while done < bytes.len() {
             let at = offset.saturating_add(done as u64);
@@ -863,7 +876,7 @@ impl CachedFile {
             };
             match self.write_block(at / PAGE, from, &bytes[done..done + len], room, left) {
                 Ok(()) => done += len,
-                Err(error) => break Err(error.into()),
+                Err(error) => break Err(error),
             }
         };
         drop(resizing);
@@ -886,7 +899,7 @@ impl CachedFile {
 
     /// Before a write at `offset`: where the last page ends with the file, and the write begins behind it, what lies
     /// between reads as zeros from now on, whatever the device holds there.
-    fn settle_end(self: &Arc<Self>, offset: u64) -> Result<(), IoError> {
+    fn settle_end(self: &Arc<Self>, offset: u64) -> Result<(), FsError> {
         let size = self.size();
         let block = size / PAGE;
         if size.is_multiple_of(PAGE) || offset / PAGE <= block {
@@ -921,7 +934,7 @@ impl CachedFile {
         bytes: &[u8],
         promise: Option<&mut Reservation>,
         left: u32,
-    ) -> Result<(), IoError> {
+    ) -> Result<(), FsError> {
         let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
         let end = block * PAGE + (from + bytes.len()) as u64;
         let mut fresh = None;
@@ -1314,11 +1327,11 @@ impl MappableFile for FileHandle {
     }
 
     fn prime(&self, block: u64, pattern: Pattern) -> Result<(), IoError> {
-        self.0.prime(block, pattern)
+        Ok(self.0.prime(block, pattern)?)
     }
 
     fn make_room(&self, block: u64) -> Result<(), IoError> {
-        self.0.make_room(block)
+        Ok(self.0.make_room(block)?)
     }
 
     fn read_ahead(&self, block: u64) {
@@ -1348,7 +1361,7 @@ impl MappableFile for FileHandle {
 
     fn sync(&self, blocks: Range<u64>, mode: SyncMode) -> Result<(), IoError> {
         match mode {
-            SyncMode::Wait => self.0.sync(blocks),
+            SyncMode::Wait => Ok(self.0.sync(blocks)?),
             SyncMode::Start => {
                 self.0.cache.press();
                 Ok(())

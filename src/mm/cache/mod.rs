@@ -257,35 +257,17 @@ impl PageCache {
     }
 }
 
-impl From<IoError> for FsError {
-    fn from(error: IoError) -> Self {
-        match error {
-            // Which block it was, the driver has told; here it is one page of many.
-            IoError::Device | IoError::Damaged => Self::Block(BlockError::Device { offset: 0 }),
-            IoError::TimedOut => Self::Block(BlockError::TimedOut { offset: 0 }),
-            IoError::NoSpace => Self::NoSpace,
-            IoError::ReadOnly => Self::Block(BlockError::ReadOnly),
-            IoError::OutOfFrames => Self::OutOfMemory,
-        }
-    }
-}
-
 impl From<FsError> for IoError {
     fn from(error: FsError) -> Self {
         match error {
-            FsError::Block(BlockError::TimedOut { .. }) => Self::TimedOut,
+            FsError::Block(BlockError::Device { offset }) => Self::Device { offset },
+            FsError::Block(BlockError::TimedOut { offset }) => Self::TimedOut { offset },
             FsError::Block(BlockError::ReadOnly) | FsError::ReadOnly(_) => Self::ReadOnly,
-            FsError::Block(_) => Self::Device,
+            FsError::Block(BlockError::Removed) => Self::Removed,
             FsError::NoSpace | FsError::NoInodes | FsError::FileTooLarge => Self::NoSpace,
             FsError::OutOfMemory => Self::OutOfFrames,
             _ => Self::Damaged,
         }
-    }
-}
-
-impl From<BlockError> for IoError {
-    fn from(error: BlockError) -> Self {
-        FsError::Block(error).into()
     }
 }
 

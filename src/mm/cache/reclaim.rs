@@ -13,10 +13,11 @@
 use super::chunk::{PAGES, bits};
 use super::file::{CachedFile, chunks_of};
 use super::{PageCache, add};
+use crate::fs::FsError;
 use crate::fs::Reservation;
 use crate::mm::addr::Frame;
 use crate::mm::frame::Owner;
-use crate::mm::object::{IoError, Which};
+use crate::mm::object::Which;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use core::ops::Range;
@@ -33,9 +34,9 @@ const HANDS: usize = 16;
 
 impl PageCache {
     /// A new chunk: the hand will come to it after all others.
-    pub(super) fn enrol(&self, file: &Arc<CachedFile>, number: u64) -> Result<(), IoError> {
+    pub(super) fn enrol(&self, file: &Arc<CachedFile>, number: u64) -> Result<(), FsError> {
         let mut ring = self.ring.lock();
-        ring.try_reserve(HANDS).map_err(|_| IoError::OutOfFrames)?;
+        ring.try_reserve(HANDS).map_err(|_| FsError::OutOfMemory)?;
         ring.push_back((file.clone(), number));
         Ok(())
     }

@@ -3,12 +3,12 @@
 //! A *unit* is a run of pages whose every byte is in its requests; it is done when they all are. Where the file lies in
 //! one piece a unit is one request; where a page is in several pieces, as with blocks smaller than a page, it has several.
 
+use super::add;
 use super::file::CachedFile;
-use super::{IoError, add};
 use crate::fs::block::{
     BlockDevice, Buffer, Completion, Durability, MAX_BUFFERS, Operation, Refusal, Refused, Request,
 };
-use crate::fs::{Backing, Extent};
+use crate::fs::{Backing, Extent, FsError};
 use crate::mm::addr::{Frame, PAGE_SIZE};
 use crate::sync::{SpinLock, WaitQueue};
 use alloc::boxed::Box;
@@ -96,7 +96,7 @@ pub(super) struct Batch {
 
 struct BatchState {
     left: usize,
-    error: Option<IoError>,
+    error: Option<FsError>,
 }
 
 impl Batch {
@@ -114,7 +114,7 @@ impl Batch {
         self.state.lock().left += 1;
     }
 
-    fn end(&self, result: Result<(), IoError>) {
+    fn end(&self, result: Result<(), FsError>) {
         let mut state = self.state.lock();
         state.left -= 1;
         if let Err(error) = result {
@@ -125,7 +125,7 @@ impl Batch {
     }
 
     /// Waits until all is done; the first error.
-    pub(super) fn wait(&self, device: &dyn BlockDevice) -> Result<(), IoError> {
+    pub(super) fn wait(&self, device: &dyn BlockDevice) -> Result<(), FsError> {
         loop {
             device.poll();
             let mut state = self.state.lock();
@@ -144,12 +144,12 @@ struct Flight {
     file: Arc<CachedFile>,
     blocks: Range<u64>,
     left: AtomicUsize,
-    error: SpinLock<Option<IoError>>,
+    error: SpinLock<Option<FsError>>,
     then: Then,
 }
 
 impl Flight {
-    fn end_one(&self, result: Result<(), IoError>) {
+    fn end_one(&self, result: Result<(), FsError>) {
         if let Err(error) = result {
             self.error.lock().get_or_insert(error);
         }
@@ -278,7 +278,7 @@ impl<'a> Units<'a> {
                     .map(|(start, len)| Box::new(FrameBuffer { start, len }) as Box<dyn Buffer>)
                     .collect(),
                 on_completion: Box::new(move |completion: Completion| {
-                    to_tell.end_one(completion.result.map_err(IoError::from));
+                    to_tell.end_one(completion.result.map_err(FsError::Block));
                 }),
             };
             if let Err(error) = submit(self.file.device(), request) {
@@ -289,7 +289,7 @@ impl<'a> Units<'a> {
 }
 
 /// Submits a request, waiting for room in the queue.
-fn submit(device: &dyn BlockDevice, mut request: Request) -> Result<(), IoError> {
+fn submit(device: &dyn BlockDevice, mut request: Request) -> Result<(), FsError> {
     loop {
         match device.submit(request) {
             Ok(()) => return Ok(()),
@@ -314,7 +314,7 @@ impl CachedFile {
             .map(self.id(), bytes.start, bytes.end - bytes.start)
         {
             Ok(extents) => extents,
-            Err(error) => return self.end_read(run.blocks(), Err(error.into())),
+            Err(error) => return self.end_read(run.blocks(), Err(error)),
         };
         let mut written = Vec::new();
         for extent in &extents {

@@ -16,9 +16,9 @@ use super::chunk::{PAGES, bits};
 use super::file::{CachedFile, MAX_RUN, chunks_of};
 use super::transfer::{Batch, Run, Units};
 use super::{PageCache, VolumeId, add};
+use crate::fs::error::Structure;
 use crate::fs::{Backing, FsError, Reservation};
 use crate::mm::addr::PAGE_SIZE;
-use crate::mm::object::IoError;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -47,7 +47,7 @@ enum Next {
 
 impl CachedFile {
     /// Writes what is dirty in `blocks`. Pages that are being written, and have not changed since, are not waited for.
-    pub(super) fn write_back(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), IoError> {
+    pub(super) fn write_back(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), FsError> {
         let mut flights = VecDeque::new();
         let mut result = Ok(());
         let mut at = blocks.start;
@@ -85,10 +85,10 @@ impl CachedFile {
     ///
     /// # Errors
     /// What went wrong now, or with an earlier write of this file that nobody was told of.
-    pub fn sync(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), IoError> {
+    pub fn sync(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), FsError> {
         let written = self.write_back(blocks.clone());
         self.wait_for_writes(blocks);
-        let flushed = self.fs().sync_file(self.id()).map_err(IoError::from);
+        let flushed = self.fs().sync_file(self.id());
         let earlier = self.lock().write_error.take().map_or(Ok(()), Err);
         written.and(earlier).and(flushed)
     }
@@ -97,7 +97,7 @@ impl CachedFile {
     pub fn write_out(self: &Arc<Self>) -> Result<(), FsError> {
         let written = self.write_back(0..u64::MAX);
         self.wait_for_writes(0..u64::MAX);
-        Ok(written?)
+        written
     }
 
     fn wait_for_writes(&self, blocks: Range<u64>) {
@@ -151,7 +151,7 @@ impl CachedFile {
     }
 
     /// Sends a run on its way.
-    fn launch(self: &Arc<Self>, run: Run, promise: Reservation) -> Result<Flight, IoError> {
+    fn launch(self: &Arc<Self>, run: Run, promise: Reservation) -> Result<Flight, FsError> {
         self.write_protect(run.blocks());
         let size = self.zero_behind_end(&run);
         let bytes = run.bytes();
@@ -167,8 +167,8 @@ impl CachedFile {
         let extents = match self.fs().allocate(self.id(), bytes.start, len, promise) {
             Ok(extents) => extents,
             Err(error) => {
-                self.end_write(&run, Err(error.into()));
-                return Err(error.into());
+                self.end_write(&run, Err(error));
+                return Err(error);
             }
         };
         let mut units = Units::write(self, batch.clone());
@@ -181,8 +181,9 @@ impl CachedFile {
                 Backing::Hole => {
                     units.launch();
                     let _ = batch.wait(self.device());
-                    self.end_write(&run, Err(IoError::Damaged));
-                    return Err(IoError::Damaged);
+                    let error = FsError::corrupt(Structure::Extent, self.id().0, extent.offset);
+                    self.end_write(&run, Err(error));
+                    return Err(error);
                 }
             }
         }
@@ -206,20 +207,20 @@ impl CachedFile {
     }
 
     /// Waits for a run.
-    fn finish(self: &Arc<Self>, flight: Flight) -> Result<(), IoError> {
+    fn finish(self: &Arc<Self>, flight: Flight) -> Result<(), FsError> {
         let Flight { run, batch, bytes } = flight;
         let mut result = batch.wait(self.device());
         if result.is_ok() && !bytes.is_empty() {
             let size = self.lock().size.min(bytes.end);
             let len = bytes.end - bytes.start;
             let written = self.fs().written(self.id(), bytes.start, len, size);
-            result = written.map_err(IoError::from);
+            result = written;
         }
         self.end_write(&run, result);
         result
     }
 
-    fn end_write(&self, run: &Run, result: Result<(), IoError>) {
+    fn end_write(&self, run: &Run, result: Result<(), FsError>) {
         let mut state = self.lock();
         let mut clean = 0;
         for (number, pages) in chunks_of(run.blocks()) {
@@ -285,7 +286,7 @@ impl PageCache {
     }
 
     /// Writes some pages back if too many are dirty. An error says that they still are.
-    pub(super) fn limit_dirty(&self) -> Result<(), IoError> {
+    pub(super) fn limit_dirty(&self) -> Result<(), FsError> {
         let (soft, _) = self.dirty_limits();
         if self.dirty.load(Ordering::Relaxed) > soft {
             self.press();
@@ -305,7 +306,7 @@ impl PageCache {
 
     /// Writes all dirty pages of one file system, or of all, to their devices; the first error, after all were tried.
     /// They are durable once the file system was synced.
-    pub fn write_back(&self, volume: Option<VolumeId>) -> Result<(), IoError> {
+    pub fn write_back(&self, volume: Option<VolumeId>) -> Result<(), FsError> {
         let mut result = Ok(());
         for file in self.files(volume) {
             if file.has_dirty() {
