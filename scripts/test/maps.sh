@@ -165,6 +165,35 @@ END
     debugfs -R "cat /hello" "$MAPS/work.img" 2>/dev/null | cmp - <(printf 'JELLO, file that is mapped\n')
 }
 
+# A disk that stops answering: QEMU holds its requests back from a moment on. What waits fails after the time limit, what
+# is asked later fails at once, the console goes on, and the machine ends.
+silent_disk_is_told() {
+    local port=$((20000 + RANDOM % 20000)) status=0 out=$MAPS/silent.txt
+    cp "$MAPS/disk.img" "$MAPS/work.img" && : >"$out" || return
+    {
+        printf 'map /numbers\npoke %s X\npeek %s 2\n' $LARGE $LARGE
+        for _ in $(seq 400); do
+            ! grep -q "^$(printf '%x' $LARGE)  58" "$out" || break
+            sleep 0.1
+        done
+        exec 3<>"/dev/tcp/127.0.0.1/$port"
+        echo "block_set_io_throttle silent 1 0 0 0 0 0" >&3
+        # QEMU says so when it has done it.
+        sleep 0.2
+        # One request may be let through; it pays for all that follow.
+        printf 'peek 0x800000800000 16\npeek 0x800000a00000\npeek 0x800000c00000\nflush %s\npeek %s 2\ncache\n' $LARGE $LARGE
+    } | ./qemu.sh --timeout 120 --memory 64M -- -drive "if=none,id=silent,format=raw,file=$MAPS/work.img" \
+        -device virtio-blk-device,drive=silent -monitor "tcp:127.0.0.1:$port,server,nowait" >"$out" || status=$?
+    cat "$out"
+    [ $status != 0 ] && [ $status != 124 ] || { echo "status $status"; return 1; }
+    grep -q "the device d.* not answer at its byte" "$out" && grep -q "the device is gone" "$out" &&
+        grep -q "^flush: $LARGE: the" "$out" && [ "$(grep -c "^800000200000  58" "$out")" = 2 ] &&
+        grep -q "^dirty  *1.$" "$out" || return
+    # What was not acknowledged may be lost; what is there is sound.
+    e2fsck -p "$MAPS/work.img"
+    e2fsck -fn "$MAPS/work.img"
+}
+
 read_only_disk_is_told() {
     says_read_only=$(./qemu.sh --timeout 60 -- -drive "if=none,id=ro,format=raw,readonly=on,file=$MAPS/disk.img" \
         -device virtio-blk-device,drive=ro <<<"map /hello
@@ -199,4 +228,5 @@ check "random stores to a file far larger than memory last" churned_file_is_righ
 check "a full disk is told at the first store" full_disk_is_told
 check "a read error under a map is told" read_errors_are_told
 check "a write error is told by flush, once" write_errors_are_told
+check "a disk that stops answering is told" silent_disk_is_told
 check "a read-only disk is told" read_only_disk_is_told
