@@ -4,7 +4,8 @@
 //! The files are `/warm.dat`, `/wr.dat`, `/cold.dat` and `/big.dat`, whose words count up in steps of [`PATTERN`]. The
 //! first two are made where they are missing, and removed again; the others are only measured where they are.
 
-use super::CachedFile;
+use super::{CachedFile, Residence};
+use crate::arch::aarch64::timer;
 use crate::bench::{BENCHES, Bench, REPETITIONS, Samples};
 use crate::files::VFS;
 use crate::fs::vfs::{LastLink, Node};
@@ -16,8 +17,10 @@ use crate::mm::object::{IoError, Pattern, Sharing, SyncMode};
 use crate::mm::table::{Access, Protection};
 use crate::mm::{CACHE, maps};
 use crate::println;
+use crate::thread::{self, Role};
 use alloc::format;
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 use linkme::distributed_slice;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -64,6 +67,12 @@ static COLD: Bench = Bench {
 static LARGE: Bench = Bench {
     name: "large",
     run: || on_program_stack(|| with_present("big.dat", large)),
+};
+
+#[distributed_slice(BENCHES)]
+static SCAN: Bench = Bench {
+    name: "scan",
+    run: || on_program_stack(|| with_file("warm.dat", |used| scan(used, "big.dat"))),
 };
 
 /// A file that is measured, and its whole pages.
@@ -486,4 +495,58 @@ fn large(subject: &Subject) -> Result<(), MapError> {
     })?;
     samples.print_rate("large_write_msync", bytes);
     remove(base, n)
+}
+
+/// A working set of half of the memory, used again and again while another thread goes through a file that is larger than
+/// all of it: how much of the working set that costs, and what the scan still gets.
+fn scan(used: &Subject, scanned: &str) -> Result<(), MapError> {
+    const ROUNDS: u64 = 3;
+    let Ok(node) = VFS.resolve(scanned.as_bytes(), LastLink::Follow) else {
+        println!("# there is no /{scanned}");
+        return Ok(());
+    };
+    let scanned = Subject::new(node, scanned).map_err(io)?;
+    used.cool()?;
+    let pages = used.pages.min(crate::mm::FRAMES.counts().total / 2);
+    let base = used.map(READ, Sharing::Shared)?;
+    // It is known to be in use once it was touched again after the hand of reclaim went by.
+    for _ in 0..4 {
+        sum_pages(base, pages);
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
+    let bytes = scanned.pages * PAGE;
+    let scanner = crate::program::spawn("scan", Role::Program, move || {
+        let start = timer::now();
+        let result = scanned.map(READ, Sharing::Shared).and_then(|base| {
+            for _ in 0..ROUNDS {
+                sum_pages(base, scanned.pages);
+            }
+            remove(base, scanned.pages)
+        });
+        if let Err(error) = result {
+            println!("# FAIL scan: {error}");
+        }
+        let us = timer::us_from_ticks(timer::now() - start).max(1);
+        println!("scan_rate {}.0 MB/s", ROUNDS * bytes / us);
+        over.store(true, Ordering::Release);
+    })
+    .map_err(|_| MapError::OutOfFrames)?;
+    let absent = || {
+        let pages = used.file.residence(0..pages);
+        let is_absent = |page: &&Residence| **page == Residence::Absent;
+        pages.iter().filter(is_absent).count() as u64
+    };
+    let (mut most, mut rounds) = (0, 0);
+    while !is_over.load(Ordering::Acquire) {
+        most = most.max(absent());
+        sum_pages(base, pages);
+        rounds += 1;
+        thread::sleep(10_000);
+    }
+    scanner.join();
+    println!("scan_working_set {pages}.0 pages");
+    println!("scan_working_set_rounds {rounds}.0 times");
+    println!("scan_most_evicted_at_a_time {most}.0 pages");
+    remove(base, used.pages)
 }
