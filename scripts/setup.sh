@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh build    what builds the image
 #   scripts/setup.sh run      and QEMU
+#   scripts/setup.sh card     what builds the image, and what puts it on a card
 #   scripts/setup.sh test     and what the tests use
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -13,8 +14,9 @@ main() {
     case "${1-}" in
         build) rust ;;
         run) rust && qemu ;;
+        card) rust && card_tools ;;
         test) rust && qemu && test_tools ;;
-        *) usage_error "say what for: build, run or test" ;;
+        *) usage_error "say what for: build, run, card or test" ;;
     esac
 }
 
@@ -69,7 +71,7 @@ qemu_version() {
     qemu-system-aarch64 --version | sed -n 's/.*version \([0-9]*\).*/\1/p;q'
 }
 
-test_tools() {
+card_tools() {
     if ! { has mkfs.ext4 && has e2fsck && has debugfs; }; then
         install_or_name "ext4's tools" e2fsprogs e2fsprogs e2fsprogs
     fi
@@ -79,6 +81,13 @@ test_tools() {
     if ! has mcopy; then
         install_or_name "the tools for FAT images" mtools mtools mtools
     fi
+    if ! has xz; then
+        install_or_name "xz" xz-utils xz xz
+    fi
+}
+
+test_tools() {
+    card_tools
     if ! has fdtput; then
         install_or_name "the device tree compiler" device-tree-compiler dtc dtc
     fi

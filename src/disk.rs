@@ -16,6 +16,7 @@ use crate::driver::sdhci::{Quirks, Sdhci};
 use crate::driver::virtio_blk::{VirtioBlk, WATCH_US};
 use crate::fs::block::{BlockDevice, BlockError, Properties};
 use crate::fs::blocking;
+use crate::fs::ext4::SuperblockInfo;
 use crate::fs::partition::{self, Partition};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
@@ -36,6 +37,10 @@ pub struct Disk {
     pub name: String,
     /// What it is on, where it is a partition.
     pub parent: Option<String>,
+    /// The name and the UUID that the partition table gives it; empty for a whole disk.
+    pub part_label: String,
+    /// As above.
+    pub part_uuid: String,
     /// Where its bytes are.
     pub device: Arc<dyn BlockDevice>,
 }
@@ -215,6 +220,8 @@ fn add(name: String, device: Arc<dyn BlockDevice>) {
     disks.push(Disk {
         name: name.clone(),
         parent: None,
+        part_label: String::new(),
+        part_uuid: String::new(),
         device: device.clone(),
     });
     for entry in partitions {
@@ -222,7 +229,53 @@ fn add(name: String, device: Arc<dyn BlockDevice>) {
             name: alloc::format!("{name}{separator}{}", entry.number),
             parent: Some(name.clone()),
             device: Arc::new(Partition::new(device.clone(), &entry)),
+            part_label: entry.name,
+            part_uuid: entry.uuid,
         });
+    }
+}
+
+/// Why a disk was not found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FindError {
+    /// There is none.
+    None,
+    /// There are several, with these names.
+    Several(String),
+}
+
+impl fmt::Display for FindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("no such disk or partition; `disks` lists them"),
+            Self::Several(names) => write!(f, "more than one: {names}"),
+        }
+    }
+}
+
+/// The disk or partition that is called `what`: its name, or as in Linux's `root=` one of `LABEL=` and `UUID=` of the
+/// ext4 file system on it, `PARTLABEL=` and `PARTUUID=` of the partition.
+pub fn find(what: &str) -> Result<Disk, FindError> {
+    let (key, value) = what.split_once('=').unwrap_or(("", what));
+    let is_meant = |disk: &Disk| match key {
+        "" => disk.name == value,
+        "PARTLABEL" => disk.parent.is_some() && disk.part_label == value,
+        "PARTUUID" => disk.parent.is_some() && disk.part_uuid.eq_ignore_ascii_case(value),
+        _ => match (key, SuperblockInfo::read(&*disk.device)) {
+            ("LABEL", Ok(fs)) => fs.label() == value.as_bytes(),
+            ("UUID", Ok(fs)) => alloc::format!("{}", fs.uuid()).eq_ignore_ascii_case(value),
+            _ => false,
+        },
+    };
+    let mut found: Vec<Disk> = list().into_iter().filter(is_meant).collect();
+    match (found.pop(), found.is_empty()) {
+        (None, _) => Err(FindError::None),
+        (Some(disk), true) => Ok(disk),
+        (Some(last), false) => {
+            found.push(last);
+            let names: Vec<&str> = found.iter().map(|disk| disk.name.as_str()).collect();
+            Err(FindError::Several(names.join(", ")))
+        }
     }
 }
 
@@ -264,7 +317,21 @@ fn disks(arguments: &[&str]) -> Status {
         ];
         let words: Vec<&str> = words.iter().filter(|w| w.0).map(|w| w.1).collect();
         let label = alloc::format!("{indent}{}", disk.name);
-        println!("{label:10} {:>8} MiB  {}", capacity >> 20, words.join(", "));
+        let mut called = String::new();
+        if let Ok(fs) = SuperblockInfo::read(&*disk.device) {
+            called += &alloc::format!("LABEL={} UUID={} ", fs.label().escape_ascii(), fs.uuid());
+        }
+        if disk.parent.is_some() {
+            called += &alloc::format!("PARTUUID={} ", disk.part_uuid);
+        }
+        if !disk.part_label.is_empty() {
+            called += &alloc::format!("PARTLABEL={} ", disk.part_label);
+        }
+        println!(
+            "{label:12} {:>8} MiB  {called}{}",
+            capacity >> 20,
+            words.join(", ")
+        );
     }
     SUCCESS
 }

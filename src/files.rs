@@ -2,7 +2,7 @@
 
 mod commands;
 
-use crate::disk;
+use crate::disk::{self, Disk, FindError};
 use crate::fs::block::BlockDevice;
 use crate::fs::cached::Cached;
 use crate::fs::error::{Corruption, Structure};
@@ -37,12 +37,18 @@ pub fn now() -> Timestamp {
 }
 
 /// Why nothing was mounted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MountError {
-    /// No disk or partition of that name.
-    NoDisk,
+    /// No disk or partition is meant, or several are.
+    Disk(FindError),
     /// What the file system says.
     Fs(FsError),
+}
+
+impl From<FindError> for MountError {
+    fn from(error: FindError) -> Self {
+        Self::Disk(error)
+    }
 }
 
 impl From<FsError> for MountError {
@@ -54,17 +60,16 @@ impl From<FsError> for MountError {
 impl fmt::Display for MountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoDisk => f.write_str("no disk or partition of that name; `disks` lists them"),
+            Self::Disk(error) => error.fmt(f),
             Self::Fs(error) => error.fmt(f),
         }
     }
 }
 
-/// Mounts what is on the disk or partition `name` on `path`, ext4 or FAT, and says what there is to say.
-pub fn mount(name: &str, path: &str, access: Access) -> Result<(), MountError> {
-    let disk = disk::list().into_iter().find(|disk| disk.name == name);
-    let device = disk.ok_or(MountError::NoDisk)?.device;
-    let fs = match mount_ext4(name, device.clone(), access) {
+/// Mounts what is on the disk or partition that is [called](disk::find) `what` on `path`, ext4 or FAT, and says what there is to say.
+pub fn mount(what: &str, path: &str, access: Access) -> Result<(), MountError> {
+    let Disk { name, device, .. } = disk::find(what)?;
+    let fs = match mount_ext4(&name, device.clone(), access) {
         // It is not ext4 at all.
         Err(FsError::Corrupt(Corruption {
             structure: Structure::SuperblockMagic,

@@ -139,11 +139,17 @@ impl<'a> Options<'a> {
             match (name, value.parse()) {
                 ("log", Ok(level)) => options.log = level,
                 ("root", _) => options.root = Some(value),
+                _ if is_for_linux(name) => log::debug!("\"{word}\" is for Linux"),
                 _ => options.unknown.push(word),
             }
             options.commands = &rest[word.len()..];
         }
     }
+}
+
+/// Whether a Raspberry Pi's firmware may have put the option there of its own accord, for Linux and its modules.
+fn is_for_linux(name: &str) -> bool {
+    name.contains('.') || matches!(name, "console" | "coherent_pool" | "numa")
 }
 
 struct Banner;

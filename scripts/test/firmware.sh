@@ -59,7 +59,7 @@ too_little_memory_is_told() {
 
 check "the image is built" scripts/build.sh
 check "the firmware's stand-in is built" build_firmware
-if scripts/pi-trees.sh; then
+if scripts/pi-files.sh trees; then
     finish_tree target/trees/bcm2837-rpi-3-b.dtb 1 target/trees/pi3.dtb
     finish_tree target/trees/bcm2711-rpi-4-b.dtb 2 target/trees/pi4.dtb
     image_tests "selftest on raspi3b, firmware enters at EL2" 240 hand_over raspi3b target/trees/pi3.dtb 1

@@ -1,8 +1,8 @@
 //! The commands about files. They say what went wrong with which path, go on with the next, and fail at the end.
 
-use super::{MountError, VFS, mount};
+use super::{VFS, mount};
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
-use crate::disk;
+use crate::disk::{self, Disk};
 use crate::fs::ext4::{Access, SuperblockInfo};
 use crate::fs::vfs::{LastLink, Node};
 use crate::fs::{Attributes, Cursor, DirectoryEntry, FileKind, FsError, Timestamp};
@@ -562,21 +562,15 @@ fn umount(arguments: &[&str]) -> Status {
 }
 
 fn fsck_info(arguments: &[&str]) -> Status {
-    let disks = disk::list();
-    let wanted = match arguments {
-        [] => disks
-            .iter()
-            .find(|disk| SuperblockInfo::read(&*disk.device).is_ok()),
-        [name] => disks.iter().find(|disk| disk.name == *name),
+    let has_ext4 = |disk: &Disk| SuperblockInfo::read(&*disk.device).is_ok();
+    let found = match arguments {
+        [] => disk::list().into_iter().find(has_ext4).ok_or_else(|| {
+            println!("fsck-info: no disk has an ext4 file system");
+        }),
+        [what] => disk::find(what).map_err(|error| println!("fsck-info: {what}: {error}")),
         _ => return usage("fsck-info"),
     };
-    let Some(disk) = wanted else {
-        match arguments {
-            [name] => println!("fsck-info: {name}: {}", MountError::NoDisk),
-            _ => println!("fsck-info: no disk has an ext4 file system"),
-        }
-        return FAILURE;
-    };
+    let Ok(disk) = found else { return FAILURE };
     let read = SuperblockInfo::read(&*disk.device).map(|info| {
         println!("disk               {}", disk.name);
         print!("{info}");

@@ -4,6 +4,7 @@
 
 use super::block::{BlockDevice, BlockError, Properties, Refusal, Refused, Request, SECTOR_SIZE};
 use super::blocking;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -30,8 +31,10 @@ pub struct Entry {
     pub start: u64,
     /// Bytes in it.
     pub len: u64,
-    /// The GPT name, in UTF-16; empty for MBR.
-    pub name: Vec<u16>,
+    /// The GPT name; empty for MBR.
+    pub name: String,
+    /// Its PARTUUID, as Linux writes it: the GPT entry's GUID, or the MBR's signature and the number.
+    pub uuid: String,
 }
 
 /// Why a partition table could not be read. A disk without one is not an error: it has no entries.
@@ -148,8 +151,9 @@ fn mbr_entry(sector: &[u8], index: usize) -> (u8, u64, u64) {
 
 fn mbr_partitions(device: &dyn BlockDevice, mbr: &[u8]) -> Result<Vec<Entry>, PartitionError> {
     let capacity = device.properties().capacity;
+    let signature = u32::from_le_bytes([mbr[440], mbr[441], mbr[442], mbr[443]]);
     let mut entries = Vec::new();
-    let mut add = |number, kind, start: u64, len: u64| {
+    let mut add = |number: u32, kind, start: u64, len: u64| {
         let is_inside = start.checked_add(len).is_some_and(|end| end <= capacity);
         if kind != 0 && start != 0 && len != 0 && is_inside {
             entries.push(Entry {
@@ -157,7 +161,8 @@ fn mbr_partitions(device: &dyn BlockDevice, mbr: &[u8]) -> Result<Vec<Entry>, Pa
                 kind: Kind::Mbr(kind),
                 start,
                 len,
-                name: Vec::new(),
+                name: String::new(),
+                uuid: alloc::format!("{signature:08x}-{number:02x}"),
             });
         }
     };
@@ -273,10 +278,28 @@ fn gpt_at(
             kind: Kind::Gpt(kind),
             start: first * sector_size,
             len: end - first * sector_size,
-            name: units.take_while(|&unit| unit != 0).collect(),
+            name: char::decode_utf16(units.take_while(|&unit| unit != 0))
+                .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+                .collect(),
+            uuid: guid(&entry[16..32]),
         });
     }
     Ok(entries)
+}
+
+/// A GUID as people write it: its first three fields are little-endian, the rest are bytes.
+fn guid(bytes: &[u8]) -> String {
+    const ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    let mut text = String::new();
+    for (i, at) in ORDER.into_iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [bytes[at] >> 4, bytes[at] & 0xf] {
+            text.extend(char::from_digit(digit.into(), 16));
+        }
+    }
+    text
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -311,6 +334,9 @@ mod tests {
         mbr_entry_bytes(&mut disk, 0, 0, GPT_PROTECTIVE, 1, SECTORS as u32 - 1);
         let entry = &mut disk[2 * 512..2 * 512 + 128];
         entry[..16].fill(0x11);
+        for i in 0..16 {
+            entry[16 + i] = i as u8;
+        }
         entry[32..40].copy_from_slice(&64u64.to_le_bytes());
         entry[40..48].copy_from_slice(&127u64.to_le_bytes());
         entry[56..60].copy_from_slice(&[b'r', 0, b't', 0]);
@@ -352,6 +378,9 @@ mod tests {
         mbr_entry_bytes(&mut disk, 100, 0, 0x83, 4, 16);
         mbr_entry_bytes(&mut disk, 100, 1, 0x05, 200, 100);
         mbr_entry_bytes(&mut disk, 300, 0, 0x83, 4, 32);
+        disk[440..444].copy_from_slice(&[0x78, 0x56, 0x34, 0x12]);
+        let entries = find(&RamDisk::new(disk.clone())).unwrap();
+        assert_eq!(entries[2].uuid, "12345678-06");
         assert_eq!(places(disk), [(1, 8, 64), (5, 104, 16), (6, 304, 32)]);
     }
 
@@ -379,7 +408,8 @@ mod tests {
         let entries = find(&RamDisk::new(gpt_disk())).unwrap();
         assert_eq!(entries.len(), 1);
         assert_eq!((entries[0].start, entries[0].len), (64 * 512, 64 * 512));
-        assert_eq!(entries[0].name, [u16::from(b'r'), u16::from(b't')]);
+        assert_eq!(entries[0].name, "rt");
+        assert_eq!(entries[0].uuid, "03020100-0504-0706-0809-0a0b0c0d0e0f");
     }
 
     #[test]

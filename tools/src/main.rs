@@ -1,32 +1,35 @@
 //! Pinfold's tools for the PC.
 
+mod block_map;
+mod compare;
 mod elf;
 mod grammar;
 mod image;
 mod symbols;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: pinfold-tools image ELF OUT
+       pinfold-tools bmap IMAGE OUT
+       pinfold-tools compare LOGS TO ABOUT
 
   image ELF OUT   makes the bootable image OUT from the linked program ELF, with the table of function names in it
+  bmap IMAGE OUT  writes which blocks of the disk IMAGE hold anything, as bmaptool wants it
+  compare LOGS TO ABOUT
+                  writes TO/comparison.md and TO/comparison.svg from the logs in the folder LOGS; ABOUT says when and on what
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["image", elf, out] => match image(elf, out) {
-            Ok(summary) => {
-                println!("{summary}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("{error}");
-                ExitCode::FAILURE
-            }
-        },
+        ["image", elf, out] => tell(image(elf, out)),
+        ["bmap", image, out] => tell(block_map::write(Path::new(image), Path::new(out))),
+        ["compare", logs, to, about] => {
+            tell(compare::compare(Path::new(logs), Path::new(to), about))
+        }
         ["--help" | "-h"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -34,6 +37,19 @@ fn main() -> ExitCode {
         _ => {
             eprint!("{USAGE}");
             ExitCode::from(2)
+        }
+    }
+}
+
+fn tell(result: Result<String, String>) -> ExitCode {
+    match result {
+        Ok(summary) => {
+            println!("{summary}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -8,6 +8,9 @@ use crate::fs::error::{FeatureSet, FsError, Structure, Unsupported};
 use alloc::vec::Vec;
 use core::fmt;
 
+const UUID: usize = 0x68;
+const LABEL: usize = 0x78;
+
 /// A superblock, as it lies on a device.
 pub struct SuperblockInfo(Vec<u8>);
 
@@ -32,6 +35,17 @@ impl SuperblockInfo {
                 magic.into(),
             )),
         }
+    }
+
+    /// What it is called; nothing where nobody gave it a name.
+    pub fn label(&self) -> &[u8] {
+        let label = &self.0[LABEL..LABEL + 16];
+        &label[..label.iter().position(|byte| *byte == 0).unwrap_or(16)]
+    }
+
+    /// Its UUID, as people write it.
+    pub fn uuid(&self) -> impl fmt::Display + '_ {
+        Uuid(&self.0[UUID..UUID + 16])
     }
 
     fn text(&self, at: usize, len: usize) -> impl fmt::Display + '_ {
