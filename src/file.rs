@@ -136,9 +136,12 @@ impl File {
         self.node.fs.sync_file(self.node.file)
     }
 
-    /// The same: the size is part of the data.
+    /// Returns when its bytes and its length are durable. When it was changed last may be told later.
+    ///
+    /// # Errors
+    /// As [`sync_all`](Self::sync_all).
     pub fn sync_data(&self) -> Result<(), FsError> {
-        self.sync_all()
+        self.node.fs.sync_data(self.node.file)
     }
 
     /// Reads from where it is; less than asked for at the end.

@@ -260,8 +260,15 @@ impl FileSystem for Cached {
 
     fn sync_file(&self, file: FileId) -> Result<(), FsError> {
         match self.find(file) {
-            Some(file) => file.sync(0..u64::MAX),
+            Some(file) => file.sync_all(),
             None => self.beneath.sync_file(file),
+        }
+    }
+
+    fn sync_data(&self, file: FileId) -> Result<(), FsError> {
+        match self.find(file) {
+            Some(file) => file.sync(0..u64::MAX),
+            None => self.beneath.sync_data(file),
         }
     }
 

@@ -253,6 +253,11 @@ pub trait FileSystem: Send + Sync {
     /// Returns when all that was done to `file` is durable: its bytes, size and names. Flushes only if something has
     /// changed since the last time.
     fn sync_file(&self, file: FileId) -> Result<(), FsError>;
+
+    /// Makes the file's data durable, and what is needed to find it; times and the like may follow later.
+    fn sync_data(&self, file: FileId) -> Result<(), FsError> {
+        self.sync_file(file)
+    }
     /// Returns when everything is durable. A kernel thread calls this every few seconds: it costs nothing when nothing
     /// has changed, else it commits all changes since the last time together.
     fn sync(&self) -> Result<(), FsError>;

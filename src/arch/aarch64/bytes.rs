@@ -100,6 +100,28 @@ memmove:
     ldp     x16, x17, [x4, #-48]
     ldp     x19, x20, [x4, #-32]
     ldp     x21, x4, [x4, #-16]
+    sub     x6, x2, x3
+    cmp     x6, #192
+    b.lo    41f
+    // 256 bytes a round, 64 at a time as below.
+45:
+    .irp at, 0, 64, 128, 192
+    ldp     x6, x7, [x1, #\at]
+    ldp     x8, x9, [x1, #\at + 16]
+    ldp     x10, x11, [x1, #\at + 32]
+    ldp     x12, x13, [x1, #\at + 48]
+    stp     x6, x7, [x3, #\at]
+    stp     x8, x9, [x3, #\at + 16]
+    stp     x10, x11, [x3, #\at + 32]
+    stp     x12, x13, [x3, #\at + 48]
+    .endr
+    add     x1, x1, #256
+    add     x3, x3, #256
+    sub     x6, x2, x3
+    cmp     x6, #192
+    b.ge    45b
+    cmp     x3, x2
+    b.hs    46f
 41: ldp     x6, x7, [x1]
     ldp     x8, x9, [x1, #16]
     ldp     x10, x11, [x1, #32]
@@ -112,7 +134,7 @@ memmove:
     add     x3, x3, #64
     cmp     x3, x2
     b.lo    41b
-    stp     x14, x15, [x5, #-64]
+46: stp     x14, x15, [x5, #-64]
     stp     x16, x17, [x5, #-48]
     stp     x19, x20, [x5, #-32]
     stp     x21, x4, [x5, #-16]
@@ -192,8 +214,8 @@ memset:
 );
 
 crate::selftest!(fn all_lengths() "bytes: copies and fills of every length and offset are exact, overlapping or not" {
-    let pattern: [u8; 600] = core::array::from_fn(|i| (i * 7 + i / 251) as u8);
-    for len in (0..200).chain([255, 256, 257, 383]) {
+    let pattern: [u8; 1200] = core::array::from_fn(|i| (i * 7 + i / 251) as u8);
+    for len in (0..200).chain([255, 256, 257, 319, 320, 321, 383, 384, 447, 448, 449, 511, 512, 513, 575, 640, 768, 769, 900]) {
         for (from, to) in [(0, 0), (1, 0), (0, 1), (3, 90), (90, 3), (5, 5), (17, 120), (64, 0), (0, 64), (0, 200), (200, 7)] {
             let mut bytes = pattern;
             bytes.copy_within(from..from + len, to);

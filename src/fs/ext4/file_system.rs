@@ -210,6 +210,12 @@ impl FileSystem for Ext4 {
         volume.sync()
     }
 
+    fn sync_data(&self, file: FileId) -> Result<(), FsError> {
+        let mut volume = self.volume.lock();
+        volume.live_inode(number(file)?)?;
+        volume.sync_data()
+    }
+
     fn sync(&self) -> Result<(), FsError> {
         self.volume.lock().sync()
     }

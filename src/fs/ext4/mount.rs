@@ -208,6 +208,15 @@ impl Volume {
         self.store.commit(now)
     }
 
+    /// Makes all data durable that was written so far, with what is needed to find it.
+    pub(super) fn sync_data(&mut self) -> Result<(), FsError> {
+        if let Some(reason) = self.store.failure() {
+            return Err(FsError::ReadOnly(reason));
+        }
+        let now = self.now();
+        self.store.commit_data(now)
+    }
+
     /// Makes everything durable, and says on the medium that it is.
     pub(super) fn unmount(&mut self) -> Result<(), FsError> {
         if self.read_only.is_some() {

@@ -87,6 +87,8 @@ struct Changes {
     revoked: BTreeSet<u64>,
     /// Runs that were freed: start and end.
     freed: Vec<(u64, u64)>,
+    /// There is more to it than when files were changed last.
+    is_essential: bool,
 }
 
 impl Store {
@@ -222,7 +224,15 @@ impl Store {
 
     pub(super) fn begin(&mut self) {
         debug_assert!(self.operation.is_none(), "an operation inside an operation");
-        self.operation = Some(Changes::default());
+        self.operation = Some(Changes {
+            is_essential: true,
+            ..Changes::default()
+        });
+    }
+
+    /// The operation in progress changed times of files, and nothing else.
+    pub(super) fn only_times_changed(&mut self) {
+        self.changes().is_essential = false;
     }
 
     /// Drops what the operation did, and says whether that was anything.
@@ -253,6 +263,18 @@ impl Store {
     /// Whether there is something to commit.
     pub(super) fn is_dirty(&self) -> bool {
         !self.running.is_empty()
+    }
+
+    /// Makes durable what is needed to find all data that was written: times may follow later.
+    pub(super) fn commit_data(&mut self, now: Timestamp) -> Result<(), FsError> {
+        if self.running.is_essential || self.failure.is_some() {
+            return self.commit(now);
+        }
+        let result = self.flush_data();
+        if let Err(error) = result {
+            self.fail(error);
+        }
+        result
     }
 
     /// Makes everything finished so far durable.
@@ -395,6 +417,7 @@ impl Changes {
     }
 
     fn absorb(&mut self, later: Self) {
+        let is_essential = later.is_essential && !later.is_empty();
         for block in &later.revoked {
             self.blocks.remove(block);
         }
@@ -404,5 +427,6 @@ impl Changes {
         }
         self.blocks.extend(later.blocks);
         self.freed.extend(later.freed);
+        self.is_essential |= is_essential;
     }
 }

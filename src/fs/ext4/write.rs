@@ -223,12 +223,7 @@ impl Volume {
         let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
         self.check_size(&inode, end)?;
         let (first, last) = (offset / size, end.div_ceil(size));
-        let backed: u64 = self
-            .runs(&inode, first, last)?
-            .iter()
-            .map(|run| u64::from(run.len))
-            .sum();
-        let data = (last - first) - backed;
+        let data = (last - first) - self.count_backed(&inode, first, last)?;
         // Every leaf under the range may be split, and they are at least half full; then the nodes above them.
         let blocks = if data == 0 {
             0
@@ -240,6 +235,12 @@ impl Volume {
         }
         self.reserved += blocks;
         Ok(Reservation { blocks })
+    }
+
+    /// How many of the blocks have a place.
+    fn count_backed(&mut self, inode: &Inode, first: u64, last: u64) -> Result<u64, FsError> {
+        let runs = self.runs(inode, first, last)?;
+        Ok(runs.iter().map(|run| u64::from(run.len)).sum())
     }
 
     /// Takes a promise back.
@@ -262,6 +263,9 @@ impl Volume {
         self.check_size(&inode, end)?;
         let last = end.div_ceil(size);
         let mut at = offset / size;
+        if inode.has_flag(EXTENTS) && self.count_backed(&inode, at, last)? == last - at {
+            return self.extents(&inode, offset, len);
+        }
         while at < last {
             let stop = last.min(at + PIECE);
             at = self.transact(|volume| {
@@ -299,14 +303,17 @@ impl Volume {
         let mut at = offset / block_size;
         loop {
             let stop = last.min(at + PIECE);
+            let mut is_overwrite = true;
             self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 volume.check_size(&inode, size.max(end))?;
                 for run in volume.runs(&inode, at, stop)? {
                     if !run.is_written {
                         volume.mark_written(&mut inode, run)?;
+                        is_overwrite = false;
                     }
                 }
+                is_overwrite &= inode.has_flag(EXTENTS) && size <= inode.size();
                 if stop == last && size > inode.size() {
                     // The transfer has filled the file's last block if it began there.
                     if inode.size() / block_size < offset / block_size {
@@ -321,7 +328,11 @@ impl Volume {
                     }
                 }
                 volume.touch(&mut inode);
-                volume.put_inode(&mut inode)
+                volume.put_inode(&mut inode)?;
+                if is_overwrite {
+                    volume.store.only_times_changed();
+                }
+                Ok(())
             })?;
             if stop >= last {
                 return Ok(());

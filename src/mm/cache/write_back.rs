@@ -17,7 +17,7 @@ use super::file::{CachedFile, MAX_RUN, chunks_of};
 use super::transfer::{Batch, Run, Units};
 use super::{PageCache, VolumeId, add};
 use crate::fs::error::Structure;
-use crate::fs::{Backing, FsError, Reservation};
+use crate::fs::{Backing, FileId, FileSystem, FsError, Reservation};
 use crate::mm::addr::PAGE_SIZE;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -81,14 +81,31 @@ impl CachedFile {
         result
     }
 
-    /// Returns when the blocks, as they are now, are durable, with all that is needed to find them.
+    /// Returns when all of the file is durable, with all that is known about it.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub fn sync_all(self: &Arc<Self>) -> Result<(), FsError> {
+        self.sync_by(0..u64::MAX, |fs, file| fs.sync_file(file))
+    }
+
+    /// Returns when the blocks, as they are now, are durable, with all that is needed to find them. When the file was
+    /// changed last may be told later.
     ///
     /// # Errors
     /// What went wrong now, or with an earlier write of this file that nobody was told of.
     pub fn sync(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), FsError> {
+        self.sync_by(blocks, |fs, file| fs.sync_data(file))
+    }
+
+    fn sync_by(
+        self: &Arc<Self>,
+        blocks: Range<u64>,
+        make_durable: impl FnOnce(&dyn FileSystem, FileId) -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
         let written = self.write_back(blocks.clone());
         self.wait_for_writes(blocks);
-        let flushed = self.fs().sync_file(self.id());
+        let flushed = make_durable(self.fs(), self.id());
         let earlier = self.lock().write_error.take().map_or(Ok(()), Err);
         written.and(earlier).and(flushed)
     }
@@ -104,6 +121,9 @@ impl CachedFile {
         drop(self.wait_while(self.lock(), |state| {
             let range = blocks.start / PAGES..blocks.end.div_ceil(PAGES);
             state.chunks.range(range).any(|(number, chunk)| {
+                if chunk.writing == 0 {
+                    return false;
+                }
                 let first = number * PAGES;
                 let pages = chunks_of(blocks.start.max(first)..blocks.end.min(first + PAGES));
                 chunk.writing & pages.fold(0, |all, (_, pages)| all | pages) != 0
@@ -123,6 +143,9 @@ impl CachedFile {
             .chunks
             .range_mut(blocks.start / PAGES..blocks.end.div_ceil(PAGES))
         {
+            if chunk.dirty == 0 {
+                continue;
+            }
             let start = number * PAGES;
             let range = blocks.start.max(start)..blocks.end.min(start + PAGES);
             let meant = chunks_of(range).fold(0, |all, (_, pages)| all | pages);
