@@ -136,7 +136,7 @@ if [ -n "$directory" ]; then
     fill=(-d "$directory")
 fi
 mkfs.ext4 -q -F -b 4096 -L pinfold -U "$uuid" -E "hash_seed=$hash_seed,lazy_itable_init=0,lazy_journal_init=0" \
-    ${fill[@]+"${fill[@]}"} ${inodes[@]+"${inodes[@]}"} "$work/root.ext4" "${root_mib}M" 2>"$work/log" ||
+    ${fill[@]+"${fill[@]}"} ${inodes[@]+"${inodes[@]}"} "$work/root.ext4" "${root_mib}M" >"$work/log" 2>&1 ||
     die "the root file system of $root_mib MiB could not be made${directory:+ from $directory}: $(tail -n 1 "$work/log")"
 # When files were read and put there is nobody's business, and never the same twice.
 used=$(dumpe2fs -h "$work/root.ext4" 2>/dev/null |
