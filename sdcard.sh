@@ -71,7 +71,7 @@ else
     sources=("$firmware")
 fi
 
-work=$(mktemp -d "$(dirname "$out")/.sdcard.XXXXXX")
+work=$(mktemp -d "$(realpath "$(dirname "$out")")/.sdcard.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 boot=$work/boot image=$work/image
 mkdir "$boot"
@@ -170,7 +170,7 @@ truncate -s "${mib}M" "$image"
 dd if="$work/boot.fat" of="$image" bs=1M seek=$boot_start conv=notrunc,sparse status=none
 dd if="$work/root.ext4" of="$image" bs=1M seek=$root_start conv=notrunc,sparse status=none
 
-(cd "$ROOT" && cargo run --quiet --locked --package pinfold-tools -- bmap "$(realpath "$image")" "$(realpath "$work")/bmap") >&2
+(cd "$ROOT" && cargo run --quiet --locked --package pinfold-tools -- bmap "$image" "$work/bmap") >&2
 xz -T1 -k -1 "$image"
 mv "$work/bmap" "$out.bmap"
 mv "$work/image.xz" "$out.xz"
