@@ -11,7 +11,7 @@ use crate::arch::aarch64::{halt, mask_interrupts, power, translate};
 use crate::console::{self, Writer};
 use crate::mm::addr::VirtAddr;
 use crate::thread::{self, Exit, Role};
-use alloc::string::ToString;
+use alloc::string::String;
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
@@ -105,10 +105,13 @@ fn crash(report: &Report<'_>, is_critical: bool) -> ! {
     let thread = thread::try_current();
     match thread {
         Some(thread) if thread.role != Role::Kernel && !is_critical => {
-            let text = report.to_string();
+            // Printed before it is kept: for that there may be no memory.
             if thread.role == Role::Program {
-                let _ = Writer.write_str(&text);
+                let _ = write!(Writer, "{report}");
             }
+            let mut text = Text(String::new());
+            let _ = write!(text, "{report}");
+            let Text(text) = text;
             DEPTH.store(0, Ordering::Relaxed);
             console::end_line_of(&thread);
             // `exit` does not return: a count kept here would keep the thread and its stack for ever.
@@ -120,6 +123,17 @@ fn crash(report: &Report<'_>, is_critical: bool) -> ! {
             let _ = writeln!(Writer, "*** the machine stops");
             crate::kernel::stop(CRASHED)
         }
+    }
+}
+
+/// Text in memory, as far as there is memory for it.
+struct Text(String);
+
+impl Write for Text {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.0.try_reserve(part.len()).map_err(|_| fmt::Error)?;
+        self.0.push_str(part);
+        Ok(())
     }
 }
 

@@ -1102,6 +1102,9 @@ fn a_pin_keeps_a_file_from_being_cut() {
 
 // --- threads ---
 
+/// What one of the threads does, again and again.
+type Step = Box<dyn Fn(&Machine, &mut common::machine::Random) + Send>;
+
 /// Several threads on one file of which each owns some bytes of each page, while others sync, evict and cut; `seconds`
 /// long.
 fn threads(seed: u64, seconds: u64) {
@@ -1114,13 +1117,13 @@ fn threads(seed: u64, seconds: u64) {
     let base = machine.map(file, 0, PAGES);
     let is_over = Arc::new(AtomicBool::new(false));
     let work = Arc::new(AtomicU64::new(0));
-    let run = |f: Box<dyn Fn(&Machine, &mut common::machine::Random) + Send>, seed: u64| {
+    let run = |step: Step, seed: u64| {
         let (machine, is_over, work) = (machine.clone(), is_over.clone(), work.clone());
         spawn(move || {
             machine.adopt_thread();
             let mut random = common::machine::Random(seed);
             while !is_over.load(Ordering::Relaxed) {
-                f(&machine, &mut random);
+                step(&machine, &mut random);
                 work.fetch_add(1, Ordering::Relaxed);
             }
         })

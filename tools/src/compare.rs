@@ -398,10 +398,10 @@ fn chart(lines: &[Line<'_>]) -> String {
         } else {
             10i64.pow(power as u32).to_string()
         };
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<line class=\"{class}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.0}\" y2=\"{:.0}\"/>\
-             <text x=\"{at:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{label}</text>\n",
+             <text x=\"{at:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{label}</text>",
             TOP - 4.0,
             height - 10.0,
             TOP - 8.0
@@ -412,11 +412,11 @@ fn chart(lines: &[Line<'_>]) -> String {
         let ratio = line.ratio();
         let (from, to) = (x(1.0).min(x(ratio)), x(1.0).max(x(ratio)));
         let class = if ratio >= 1.0 { "better" } else { "worse" };
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\
              <rect class=\"{class}\" x=\"{from:.1}\" y=\"{:.0}\" width=\"{:.1}\" height=\"13\"/>\
-             <text x=\"{:.1}\" y=\"{:.0}\">{ratio:.1}</text>\n",
+             <text x=\"{:.1}\" y=\"{:.0}\">{ratio:.1}</text>",
             LEFT - 8.0,
             y + 12.0,
             line.row.name,
