@@ -3,7 +3,7 @@
 use crate::files::VFS;
 use crate::fs::vfs::{LastLink, Node};
 use crate::fs::{Attributes, FileKind, FsError};
-use crate::mm::cache::CachedFile;
+use crate::mm::cache::InUse;
 use crate::sync::SpinLock;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -200,7 +200,7 @@ impl File {
     }
 
     /// The file as maps show it.
-    pub(crate) fn mappable(&self) -> Result<Arc<CachedFile>, FsError> {
+    pub(crate) fn mappable(&self) -> Result<InUse, FsError> {
         self.node.fs.mappable(self.node.file, &self.path)
     }
 }

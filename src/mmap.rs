@@ -20,7 +20,7 @@
 use crate::file::File;
 use crate::fs::FsError;
 use crate::mm::addr::{PAGE_SIZE, VirtAddr};
-use crate::mm::cache::CachedFile;
+use crate::mm::cache::InUse;
 use crate::mm::describe::{Residency, residency};
 use crate::mm::fault::Access;
 use crate::mm::manager::{Advice as MapAdvice, MapError, Placement, Remap};
@@ -270,7 +270,7 @@ struct Inner {
     /// Bytes from there to the first that was asked for.
     skipped: usize,
     len: usize,
-    file: Option<Arc<CachedFile>>,
+    file: Option<InUse>,
     /// Whether stores may be allowed: they are private, or the file was opened for them.
     may_write: bool,
     /// Ranges of bytes that are pinned.

@@ -38,7 +38,7 @@ use common::{campaign, e2fsck, mount};
 use pinfold::fs::block::BlockError;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
-use pinfold::fs::{Backing, FileId, FileSystem, FsError};
+use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError};
 use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
 use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::{Access, FaultError};
@@ -952,6 +952,27 @@ fn dirty_pages_are_written_when_memory_is_gone() {
 }
 
 // --- the disk is full, or slow; files are cut while they are used ---
+
+#[test]
+fn a_file_is_not_forgotten_between_being_found_and_being_written() {
+    let machine = machine();
+    let root = machine.fs.root();
+    let name = b"new";
+    let file = machine
+        .fs
+        .create(root, name, FileKind::File, 0o644)
+        .unwrap();
+    // Whoever writes has found it; nobody has opened it, and it has no pages yet.
+    let found = machine.cached(file);
+    machine.cache.tidy().unwrap();
+    found.write(0, b"kept").unwrap();
+    found.end().unwrap();
+    let mut bytes = [0; 4];
+    assert_eq!(machine.fs.read_at(file, 0, &mut bytes), Ok(4));
+    assert_eq!(&bytes, b"kept");
+    machine.fs.sync().unwrap();
+    assert_eq!(machine.finish(file), b"kept");
+}
 
 #[test]
 fn a_full_disk_is_told_at_the_first_store() {

@@ -11,7 +11,7 @@ use super::file_system::{
     Statistics, Timestamp,
 };
 use crate::arch;
-use crate::mm::cache::{CachedFile, PageCache, VolumeId};
+use crate::mm::cache::{InUse, PageCache, VolumeId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -42,11 +42,11 @@ impl Cached {
         self.volume
     }
 
-    fn file(&self, file: FileId) -> Result<Arc<CachedFile>, FsError> {
+    fn file(&self, file: FileId) -> Result<InUse, FsError> {
         self.cache.file(self.volume, &self.beneath, file, None)
     }
 
-    fn find(&self, file: FileId) -> Option<Arc<CachedFile>> {
+    fn find(&self, file: FileId) -> Option<InUse> {
         self.cache.find(self.volume, file)
     }
 
@@ -59,7 +59,10 @@ impl Cached {
         let cached = file.and_then(|file| self.find(file));
         f()?;
         match cached {
-            Some(cached) if self.beneath.attributes(cached.id())?.links == 0 => cached.unlinked(),
+            Some(cached) if self.beneath.attributes(cached.id())?.links == 0 => {
+                cached.note_unlinked();
+                cached.end()
+            }
             _ => Ok(()),
         }
     }
@@ -90,7 +93,7 @@ impl FileSystem for Cached {
         self.beneath.read_only()
     }
 
-    fn mappable(&self, file: FileId, name: &str) -> Result<Arc<CachedFile>, FsError> {
+    fn mappable(&self, file: FileId, name: &str) -> Result<InUse, FsError> {
         let file = self.file(file)?;
         file.set_name(name);
         Ok(file)
@@ -124,7 +127,7 @@ impl FileSystem for Cached {
         match self.file(file) {
             Ok(file) => {
                 file.open();
-                Ok(())
+                file.end()
             }
             Err(FsError::NotAFile) => self.beneath.open(file),
             Err(error) => Err(error),
@@ -133,7 +136,10 @@ impl FileSystem for Cached {
 
     fn close(&self, file: FileId) -> Result<(), FsError> {
         match self.find(file) {
-            Some(file) => file.close(),
+            Some(file) => {
+                file.close();
+                file.end()
+            }
             None => self.beneath.close(file),
         }
     }

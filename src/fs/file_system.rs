@@ -2,7 +2,7 @@
 
 use super::block::BlockDevice;
 use super::error::{FsError, ReadOnlyReason};
-use crate::mm::cache::CachedFile;
+use crate::mm::cache::InUse;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -168,7 +168,7 @@ pub trait FileSystem: Send + Sync {
     }
 
     /// The file as maps show it; `name` is what people call it.
-    fn mappable(&self, file: FileId, name: &str) -> Result<Arc<CachedFile>, FsError> {
+    fn mappable(&self, file: FileId, name: &str) -> Result<InUse, FsError> {
         let _ = (file, name);
         Err(FsError::NotOffered)
     }

@@ -7,7 +7,7 @@ use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::SimDisk;
 use pinfold::fs::{FileId, FileKind, FileSystem};
 use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
-use pinfold::mm::cache::{CachedFile, PageCache};
+use pinfold::mm::cache::{InUse, PageCache};
 use pinfold::mm::fault::{Access, FaultError};
 use pinfold::mm::manager::{MemoryMapManager, Placement};
 use pinfold::mm::object::Sharing;
@@ -94,7 +94,7 @@ impl Machine {
         file
     }
 
-    pub fn cached(&self, file: FileId) -> Arc<CachedFile> {
+    pub fn cached(&self, file: FileId) -> InUse {
         self.fs.mappable(file, "a file").unwrap()
     }
 

@@ -4,7 +4,7 @@
 //! The files are `/warm.dat`, `/wr.dat`, `/cold.dat` and `/big.dat`, whose words count up in steps of [`PATTERN`]. The
 //! first two are made where they are missing, and removed again; the others are only measured where they are.
 
-use super::{CachedFile, Residence};
+use super::{InUse, Residence};
 use crate::arch::aarch64::timer;
 use crate::bench::{BENCHES, Bench, REPETITIONS, Samples};
 use crate::files::VFS;
@@ -78,7 +78,7 @@ static SCAN: Bench = Bench {
 /// A file that is measured, and its whole pages.
 struct Subject {
     node: Node,
-    file: Arc<CachedFile>,
+    file: InUse,
     pages: u64,
 }
 

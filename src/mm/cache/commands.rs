@@ -1,6 +1,6 @@
 //! The page cache, and maps of files, for who sits at the console.
 
-use super::{CachedFile, Residence};
+use super::{InUse, Residence};
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
 use crate::files::VFS;
 use crate::fs::FsError;
@@ -143,7 +143,7 @@ fn numbers<const N: usize>(command: &str, texts: [&str; N]) -> Option<[u64; N]> 
     Some(numbers)
 }
 
-fn file(path: &str) -> Result<Arc<CachedFile>, FsError> {
+fn file(path: &str) -> Result<InUse, FsError> {
     let node = VFS.resolve(path.as_bytes(), LastLink::Follow)?;
     node.fs.mappable(node.file, path)
 }

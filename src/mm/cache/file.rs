@@ -19,7 +19,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use core::ops::{Range, RangeBounds};
+use core::ops::{Deref, Range, RangeBounds};
 use core::ptr::NonNull;
 use spin::Once;
 
@@ -406,18 +406,15 @@ impl CachedFile {
         self.state.lock().users += 1;
     }
 
-    /// One user less. The last one of a file without a name lets it go.
-    pub fn close(self: &Arc<Self>) -> Result<(), FsError> {
+    /// One user less.
+    pub fn close(&self) {
         let mut state = self.state.lock();
         state.users = state.users.saturating_sub(1);
-        drop(state);
-        self.forget_if_unlinked()
     }
 
     /// It has lost its last name.
-    pub fn unlinked(self: &Arc<Self>) -> Result<(), FsError> {
+    pub fn note_unlinked(&self) {
         self.state.lock().is_unlinked = true;
-        self.forget_if_unlinked()
     }
 
     pub(super) fn forget_if_unlinked(self: &Arc<Self>) -> Result<(), FsError> {
@@ -1196,6 +1193,43 @@ impl Drop for Hold {
         let mut state = self.0.state.lock();
         if let Some(at) = state.holds.iter().position(|end| *end == self.1) {
             state.holds.swap_remove(at);
+        }
+    }
+}
+
+/// A file that the cache keeps, whatever becomes of its names, for whoever found it there: until this ends. Somebody who
+/// had but a pointer could store to a file that the cache has forgotten meanwhile, and nobody would ever write it.
+#[must_use = "the cache may forget the file once this is dropped"]
+pub struct InUse(Arc<CachedFile>);
+
+impl InUse {
+    pub(super) fn new(file: Arc<CachedFile>) -> Self {
+        file.open();
+        Self(file)
+    }
+
+    /// Ends the use; of a file without a name the last one lets it go.
+    pub fn end(self) -> Result<(), FsError> {
+        let file = self.0.clone();
+        drop(self);
+        file.forget_if_unlinked()
+    }
+}
+
+impl Deref for InUse {
+    type Target = Arc<CachedFile>;
+
+    fn deref(&self) -> &Arc<CachedFile> {
+        &self.0
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.close();
+        if self.0.state.lock().is_unlinked {
+            // Closing it is work, for the writer thread.
+            self.0.cache.press();
         }
     }
 }

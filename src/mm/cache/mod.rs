@@ -37,7 +37,7 @@ mod reclaim;
 mod transfer;
 mod write_back;
 
-pub use file::{CachedFile, FileHandle, Hold, Residence};
+pub use file::{CachedFile, FileHandle, Hold, InUse, Residence};
 
 use super::frame::Frames;
 use super::object::{Aliases, IoError};
@@ -171,7 +171,7 @@ impl PageCache {
         fs: &Arc<dyn FileSystem>,
         id: FileId,
         name: Option<&str>,
-    ) -> Result<Arc<CachedFile>, FsError> {
+    ) -> Result<InUse, FsError> {
         if let Some(file) = self.find(volume, id) {
             return Ok(file);
         }
@@ -186,18 +186,20 @@ impl PageCache {
         };
         let mut files = self.files.lock();
         if let Some(first) = files.get(&(volume, id)) {
-            let first = first.clone();
+            let first = InUse::new(first.clone());
             drop(files);
             fs.close(id)?;
             return Ok(first);
         }
         files.insert((volume, id), file.clone());
-        Ok(file)
+        Ok(InUse::new(file))
     }
 
     /// The file, if it is cached.
-    pub fn find(&self, volume: VolumeId, id: FileId) -> Option<Arc<CachedFile>> {
-        self.files.lock().get(&(volume, id)).cloned()
+    pub fn find(&self, volume: VolumeId, id: FileId) -> Option<InUse> {
+        // Before the table is open again: until then nobody forgets it.
+        let files = self.files.lock();
+        files.get(&(volume, id)).cloned().map(InUse::new)
     }
 
     /// All files of one file system, or of all.
