@@ -11,7 +11,8 @@ use pinfold::mm::fault::{Access, Fault, FaultError, FaultKind, Outcome};
 use pinfold::mm::frame::{Owner, Urgency};
 use pinfold::mm::manager::{Advice, MapError, MemoryMapManager, Placement, Remap};
 use pinfold::mm::object::{
-    Aliases, BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Sharing, SyncMode,
+    Aliases, BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Pinned, Sharing,
+    SyncMode,
 };
 use pinfold::mm::table::Protection;
 use pinfold::sim::{SimMemory, SimMmu};
@@ -160,14 +161,19 @@ impl MappableFile for SimFile {
         }
     }
 
-    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize]) -> u64 {
+    fn pin_resident(
+        &self,
+        first: u64,
+        wanted: u64,
+        frames: &mut [Frame; BATCH as usize],
+    ) -> Pinned {
         let mut state = self.state.lock().unwrap();
-        let mut pinned = 0;
+        let mut pinned = Pinned::default();
         for i in (0..BATCH).filter(|i| wanted >> i & 1 != 0) {
             if let Some((frame, pins)) = state.resident.get_mut(&(first + i)) {
                 *pins += 1;
                 frames[i as usize] = *frame;
-                pinned |= 1 << i;
+                pinned.blocks |= 1 << i;
             }
         }
         pinned

@@ -87,6 +87,15 @@ pub enum SyncMode {
 /// Blocks that are pinned with one call: a bit of a `u64` for each.
 pub const BATCH: u64 = u64::BITS as u64;
 
+/// What was pinned of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pinned {
+    /// These blocks.
+    pub blocks: u64,
+    /// Of these, the first of each whole group: 16 blocks whose frames follow each other from a multiple of 16 on.
+    pub groups: u64,
+}
+
 /// What a file must offer to be mapped. Blocks are pages of the file, by number.
 ///
 /// What says "does not wait" is called with the maps locked: it takes no lock that is held while memory is touched that
@@ -97,8 +106,9 @@ pub trait MappableFile: Send + Sync {
     /// Looks the block up, and pins it where it is resident. Does not wait.
     fn pin_block(&self, block: u64) -> Lookup;
     /// Pins those of the [`BATCH`] blocks from `first` on that `wanted` has a bit for and that are resident, but no
-    /// edge; returns their bits, and puts their frames in `frames`. Does not wait.
-    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize]) -> u64;
+    /// edge; says which, and puts their frames in `frames`. Does not wait.
+    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize])
+    -> Pinned;
     /// Takes one pin away from each of `count` blocks. Does not wait.
     fn unpin(&self, first: u64, count: u64);
     /// Notes that the block, which is pinned, is about to be written, if there will be room for it. Does not wait.

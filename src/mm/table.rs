@@ -5,6 +5,7 @@
 
 use super::addr::{Frame, Page};
 use super::frame::OutOfFrames;
+use super::object::Pinned;
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::ops::Range;
@@ -221,12 +222,12 @@ pub trait PageTable {
     /// each.
     fn absent(&self, page: Page, count: u64) -> u64;
 
-    /// Enters pages of a file where nothing is present: `frames[i]` as the `i`th page from `page` on, for each bit of
-    /// `pages`. They are all in one table; stores to them fault.
+    /// Enters pages of a file where nothing is present: `frames[i]` as the `i`th page from `page` on, for each of the
+    /// `pinned` blocks. They are all in one table; stores to them fault.
     fn enter_file_pages(
         &mut self,
         page: Page,
-        pages: u64,
+        pinned: Pinned,
         frames: &[Frame; 64],
         protection: Protection,
     ) -> Result<(), OutOfFrames>;

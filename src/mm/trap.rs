@@ -25,7 +25,9 @@ use super::fault::{Fault, FaultError, FaultKind, Outcome};
 use super::frame::{BLOCK_ORDER, Frames, OutOfFrames, Owner, Urgency};
 use super::manager::{MemoryMapManager, State};
 use super::maps::{Hot, HotFile};
-use super::object::{BATCH, Condition, Dirtied, IoError, Lookup, MappableFile, Pattern, Sharing};
+use super::object::{
+    BATCH, Condition, Dirtied, IoError, Lookup, MappableFile, Pattern, Pinned, Sharing,
+};
 use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Stores};
 use crate::arch::page;
 use crate::sync::SpinLockGuard;
@@ -488,20 +490,20 @@ fn enter_file_around<T: PageTable>(table: &mut T, next: &mut u64, page: Page, ho
         let absent = table.absent(Page(at), count);
         let first_block = hot.block(at);
         let pinned = match absent {
-            0 => 0,
+            0 => Pinned::default(),
             _ => hot.file.pin_resident(first_block, absent, &mut found),
         };
         if table
             .enter_file_pages(Page(at), pinned, &found, hot.protection)
             .is_err()
         {
-            for i in (0..count).filter(|i| pinned >> i & 1 != 0) {
+            for i in (0..count).filter(|i| pinned.blocks >> i & 1 != 0) {
                 hot.file.unpin(first_block + i, 1);
             }
             return;
         }
         // Where the run ends, the next fault is.
-        let missing = (absent & !pinned) >> page.0.saturating_sub(at).min(BATCH - 1);
+        let missing = (absent & !pinned.blocks) >> page.0.saturating_sub(at).min(BATCH - 1);
         if missing != 0 && at + BATCH > page.0 {
             *next = page.0.max(at) + u64::from(missing.trailing_zeros());
             return;

@@ -15,7 +15,7 @@
 //! | block | 0 | 1 | levels 1 and 2: 1 GiB, 2 MiB |
 //! | table, page | 1 | 1 | levels 0 to 2: the next table; level 3: a page |
 
-use crate::mm::addr::PhysAddr;
+use crate::mm::addr::{PAGE_SIZE, PhysAddr};
 
 /// MAIR_EL1: 0 Device-nGnRnE, 1 Device-nGnRE, 2 Normal write-back, 3 Normal non-cacheable.
 pub const MAIR_VALUE: u64 = 0x44 << 24 | 0xff << 16 | 0x04 << 8;
@@ -120,6 +120,12 @@ impl Entry {
     pub const fn leaf(address: PhysAddr, attributes: Attributes, level: u32) -> Self {
         let kind = if level == PAGE_LEVEL { TABLE } else { 0 };
         Self(address.0 | attributes.0 | kind | VALID)
+    }
+
+    /// The same for the page that follows.
+    #[inline(always)]
+    pub const fn next(self) -> Self {
+        Self(self.0 + PAGE_SIZE as u64)
     }
 
     /// The entry of these bits.

@@ -23,6 +23,7 @@ use super::descriptor::{Attributes, ENTRIES, Entry, GROUP, PAGE_LEVEL};
 use crate::arch::page;
 use crate::mm::addr::{Frame, PAGE_SIZE, Page};
 use crate::mm::frame::{Frames, OutOfFrames, Owner, Urgency};
+use crate::mm::object::Pinned;
 use crate::mm::table::{Access, Kind, PageTable, Present, Protection, Removed, Run, Stores};
 use arrayvec::ArrayVec;
 use core::ops::Range;
@@ -87,18 +88,6 @@ pub struct PageTables<'f, M> {
     zero_tables: [Option<Frame>; 2],
     /// The level-3 table found last, by the number of its first page: what is next to it is found without a walk.
     last: Option<(u64, Frame, &'f AtomicU32)>,
-}
-
-/// A bit for each page of a group.
-const GROUP_BITS: u64 = (1 << GROUP) - 1;
-
-/// Whether a group's frames follow each other from a multiple of their number on.
-fn is_run(frames: &[Frame]) -> bool {
-    frames[0].0.is_multiple_of(GROUP as u64)
-        && frames
-            .iter()
-            .zip(frames[0].0..)
-            .all(|(frame, next)| frame.0 == next)
 }
 
 /// Where a walk ended.
@@ -176,6 +165,13 @@ impl<'f, M: Mmu> PageTables<'f, M> {
         debug_assert!(index < ENTRIES);
         // SAFETY: a table has `ENTRIES` entries.
         unsafe { self.table(table).add(index) }
+    }
+
+    /// All of a table, for as long as it is not changed.
+    #[inline(always)]
+    fn entries(&self, table: Frame) -> &[Entry; ENTRIES] {
+        // SAFETY: one of our tables; hardware only reads it, and whoever changes it borrows `self` exclusively.
+        unsafe { self.table(table).cast().as_ref() }
     }
 
     #[inline(always)]
@@ -857,10 +853,17 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
             return if place.value.is_empty() { all } else { 0 };
         }
         let base = page.0 as usize % ENTRIES;
+        let entries = &self.entries(place.table)[base..base + count as usize];
         let mut absent = 0;
-        for i in 0..count {
-            let value = self.read(self.entry(place.table, base + i as usize));
-            absent |= u64::from(value.is_empty()) << i;
+        for (entries, at) in entries.chunks(GROUP).zip((0..).step_by(GROUP)) {
+            // Most are alike.
+            if entries.iter().fold(0, |all, entry| all | entry.bits()) == 0 {
+                absent |= ((1 << entries.len()) - 1) << at;
+                continue;
+            }
+            for (entry, at) in entries.iter().zip(at..) {
+                absent |= u64::from(entry.is_empty()) << at;
+            }
         }
         absent
     }
@@ -868,40 +871,38 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
     fn enter_file_pages(
         &mut self,
         page: Page,
-        pages: u64,
+        pinned: Pinned,
         frames: &[Frame; 64],
         protection: Protection,
     ) -> Result<(), OutOfFrames> {
-        if pages == 0 {
+        if pinned.blocks == 0 {
             return Ok(());
         }
         let table = self.create(page.0, PAGE_LEVEL)?.table;
         let single = attributes(Kind::File, protection, Stores::Trap);
         let base = page.0 as usize % ENTRIES;
         self.mmu.order();
-        let mut rest = pages;
+        let mut rest = pinned.blocks;
         while rest != 0 {
             let i = rest.trailing_zeros() as usize;
-            let is_group = (base + i).is_multiple_of(GROUP)
-                && rest >> i & GROUP_BITS == GROUP_BITS
-                && is_run(&frames[i..i + GROUP]);
+            // Groups of the file, which are groups here if they are aligned here, too.
+            let is_group = pinned.groups >> i & 1 != 0 && (base + i).is_multiple_of(GROUP);
             let (count, attributes) = match is_group {
                 true => (GROUP, single.contiguous()),
                 false => (1, single),
             };
-            for (i, &frame) in frames.iter().enumerate().skip(i).take(count) {
-                self.synchronize(frame, 1, protection);
-                let leaf = Entry::leaf(frame.start(), attributes, PAGE_LEVEL);
-                self.store(
-                    self.entry(table, base + i),
-                    leaf,
-                    page.0 + i as u64,
-                    PAGE_LEVEL,
-                );
-                rest &= !(1 << i);
+            self.synchronize(frames[i], count as u64, protection);
+            let mut leaf = Entry::leaf(frames[i].start(), attributes, PAGE_LEVEL);
+            let mut entry = self.entry(table, base + i);
+            for at in i..i + count {
+                self.store(entry, leaf, page.0 + at as u64, PAGE_LEVEL);
+                leaf = leaf.next();
+                // SAFETY: in the table, or just behind its last entry.
+                entry = unsafe { entry.add(1) };
             }
+            rest &= !(((1u64 << count) - 1) << i);
         }
-        self.frames.add_to_count(table, pages.count_ones());
+        self.frames.add_to_count(table, pinned.blocks.count_ones());
         self.mmu.publish();
         Ok(())
     }

@@ -18,9 +18,13 @@
 
 use crate::fs::Reservation;
 use crate::mm::addr::Frame;
+use core::ops::Range;
 
 /// Pages of a chunk.
 pub const PAGES: u64 = u64::BITS as u64;
+
+/// Pages of a group: what one translation can cover if their frames follow each other.
+pub const GROUP: u64 = 16;
 
 /// What a page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +71,8 @@ pub struct Chunk {
     pub evicted: u64,
     /// It was asked for again, after its translations had been taken away: it is worth keeping. Two bits of a counter.
     pub heat: [u64; 2],
+    /// It is in a group whose frames follow each other, from a multiple of their number on.
+    grouped: u64,
     frames: [Frame; PAGES as usize],
     /// Translations of the page, and others who need its frame.
     pins: [u32; PAGES as usize],
@@ -90,6 +96,7 @@ impl Chunk {
         touched: 0,
         evicted: 0,
         heat: [0; 2],
+        grouped: 0,
         frames: [Frame(0); PAGES as usize],
         pins: [0; PAGES as usize],
     };
@@ -124,6 +131,15 @@ impl Chunk {
         self.frames[i as usize] = frame;
     }
 
+    /// An absent group begins to be filled, all in frames from `first` on, which is a multiple of their number.
+    pub fn begin_group(&mut self, i: u32, first: Frame) {
+        debug_assert!(u64::from(i).is_multiple_of(GROUP) && first.0.is_multiple_of(GROUP));
+        for k in 0..GROUP as u32 {
+            self.begin(i + k, Frame(first.0 + u64::from(k)));
+        }
+        self.grouped |= group_of(i);
+    }
+
     /// A busy page has its bytes.
     pub fn publish(&mut self, pages: u64) {
         debug_assert_eq!(self.busy & pages, pages);
@@ -145,6 +161,7 @@ impl Chunk {
         self.ahead &= !bit;
         self.touched &= !bit;
         self.heat = self.heat.map(|heat| heat & !bit);
+        self.grouped &= !group_of(i);
         self.frames[i as usize]
     }
 
@@ -168,15 +185,47 @@ impl Chunk {
         self.frames[i as usize]
     }
 
-    /// Takes one pin away.
+    /// Pins `pages`, which are resident; returns the first pages of whole groups among them. Page `i`'s frame goes to
+    /// place `i + to` of `frames`.
+    #[inline]
+    pub fn pin_all(&mut self, pages: u64, to: i64, frames: &mut [Frame; PAGES as usize]) -> u64 {
+        debug_assert_eq!(pages & !self.resident, 0);
+        let mut groups = 0;
+        let mut rest = pages;
+        while rest != 0 {
+            let i = rest.trailing_zeros();
+            let group = group_of(i);
+            let place = (i64::from(i) + to) as usize;
+            if rest & self.grouped & group == group {
+                let first = self.frames[i as usize].0;
+                let pins = &mut self.pins[i as usize..][..GROUP as usize];
+                pins.iter_mut().for_each(|pins| *pins += 1);
+                let places = frames[place..][..GROUP as usize].iter_mut();
+                places
+                    .zip(first..)
+                    .for_each(|(place, frame)| *place = Frame(frame));
+                groups |= 1 << i;
+                rest &= !group;
+            } else {
+                frames[place] = self.pin(i);
+                rest &= rest - 1;
+            }
+        }
+        groups
+    }
+
+    /// Takes one pin away from each of `pages`.
     ///
     /// # Panics
     /// Where there is none.
     #[inline]
-    pub fn unpin(&mut self, i: u32) {
-        let pins = &mut self.pins[i as usize];
-        assert!(*pins > 0, "page {i} of a chunk has no pin");
-        *pins -= 1;
+    pub fn unpin(&mut self, pages: Range<usize>) {
+        for pins in &mut self.pins[pages] {
+            match pins.checked_sub(1) {
+                Some(less) => *pins = less,
+                None => panic!("a page of a chunk has no pin"),
+            }
+        }
     }
 
     /// Somebody asks for the pages; returns how many of them had been read ahead, for this.
@@ -221,6 +270,12 @@ impl Chunk {
         assert_eq!(self.dirty & !self.resident, 0);
         assert_eq!(self.writing & !self.resident, 0);
         assert_eq!(self.promised & !self.backed, 0);
+        assert_eq!(self.grouped & !(self.resident | self.busy), 0);
+        for i in bits(self.grouped) {
+            let first = self.frames[i as usize & !(GROUP as usize - 1)].0;
+            assert_eq!(first % GROUP, 0);
+            assert_eq!(self.frame(i), Frame(first + u64::from(i) % GROUP));
+        }
         for i in bits(!self.resident) {
             assert_eq!(
                 self.pins[i as usize], 0,
@@ -237,6 +292,12 @@ pub fn bits(mut word: u64) -> impl Iterator<Item = u32> {
         word &= word - 1;
         Some(i)
     })
+}
+
+/// The group that page `i` is in.
+#[inline]
+const fn group_of(i: u32) -> u64 {
+    ((1 << GROUP) - 1) << (i & !(GROUP as u32 - 1))
 }
 
 /// Bits `from` to `to`, not included.
@@ -262,10 +323,34 @@ mod tests {
         assert_eq!(chunk.pin(5), Frame(77));
         assert_eq!(chunk.unpinned(0xff), 0xff & !(1 << 5));
         chunk.check();
-        chunk.unpin(5);
+        chunk.unpin(5..6);
         assert_eq!(chunk.take(5), Frame(77));
         assert!(chunk.is_empty());
         chunk.check();
+    }
+
+    #[test]
+    fn a_group_is_pinned_as_one_while_all_of_it_is_there() {
+        let mut chunk = Chunk::EMPTY;
+        chunk.begin_group(16, Frame(160));
+        chunk.publish(0xffff << 16);
+        chunk.check();
+        let mut frames = [Frame(0); 64];
+        assert_eq!(chunk.pin_all(0xffff << 16, -16, &mut frames), 1 << 16);
+        assert!((0..16).all(|i| frames[i] == Frame(160 + i as u64)));
+        // Not all of it.
+        assert_eq!(chunk.pin_all(0xfffe << 16, 0, &mut frames), 0);
+        assert_eq!((frames[16], frames[17]), (Frame(0), Frame(161)));
+        assert_eq!((chunk.pins(16), chunk.pins(31)), (1, 2));
+        chunk.unpin(16..32);
+        chunk.unpin(17..32);
+        assert_eq!(chunk.take(20), Frame(164));
+        chunk.check();
+        chunk.begin(20, Frame(7));
+        chunk.publish(1 << 20);
+        chunk.check();
+        assert_eq!(chunk.pin_all(0xffff << 16, 0, &mut frames), 0);
+        assert_eq!(frames[20], Frame(7));
     }
 
     #[test]

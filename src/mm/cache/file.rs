@@ -1,6 +1,6 @@
 //! A file in the cache.
 
-use super::chunk::{Chunk, PAGES, Slot, bits, mask};
+use super::chunk::{Chunk, GROUP, PAGES, Slot, bits, mask};
 use super::read_ahead::{ReadAhead, Window};
 use super::transfer::Run;
 use super::{PageCache, VolumeId, add};
@@ -10,7 +10,7 @@ use crate::fs::{FileId, FileKind, FileSystem, FsError, Reservation};
 use crate::mm::addr::{Frame, PAGE_SIZE};
 use crate::mm::frame::{Owner, Urgency};
 use crate::mm::object::{
-    BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, SyncMode, Which,
+    BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Pinned, SyncMode, Which,
 };
 use crate::sync::{Mutex, SpinLock, SpinLockGuard, WaitQueue};
 use alloc::boxed::Box;
@@ -29,8 +29,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 pub(super) const MAX_RUN: usize = 256;
 
 /// Frames that runs of which are asked for together.
-const GROUP_ORDER: u32 = 4;
-const GROUP: u64 = 1 << GROUP_ORDER;
+const GROUP_ORDER: u32 = GROUP.trailing_zeros();
 
 /// The largest read-ahead: 4 MiB.
 const MAX_WINDOW: u64 = 1024;
@@ -510,11 +509,14 @@ impl CachedFile {
                 Err(_) if at > first => break,
                 Err(error) => return Err(error),
             };
+            match count {
+                GROUP => chunk.begin_group((at % PAGES) as u32, frame),
+                _ => chunk.begin((at % PAGES) as u32, frame),
+            }
             for i in 0..count {
                 let block = at + i;
-                let (page, bit) = ((block % PAGES) as u32, 1 << (block % PAGES));
+                let bit = 1 << (block % PAGES);
                 frames.push(Frame(frame.0 + i));
-                chunk.begin(page, Frame(frame.0 + i));
                 let is_refault = chunk.evicted & bit != 0;
                 chunk.evicted &= !bit;
                 if wanted != Some(block) {
@@ -1287,9 +1289,14 @@ impl MappableFile for FileHandle {
         }
     }
 
-    fn pin_resident(&self, first: u64, wanted: u64, frames: &mut [Frame; BATCH as usize]) -> u64 {
+    fn pin_resident(
+        &self,
+        first: u64,
+        wanted: u64,
+        frames: &mut [Frame; BATCH as usize],
+    ) -> Pinned {
         let mut state = self.0.state.lock();
-        let mut pinned = 0;
+        let mut pinned = Pinned::default();
         let mut used = 0;
         // They lie in one chunk, or in two.
         let shift = first % PAGES;
@@ -1308,15 +1315,11 @@ impl MappableFile for FileHandle {
                 continue;
             };
             let found = wanted & chunk.resident & !chunk.edge;
-            for i in bits(found) {
-                let place = if at == 0 {
-                    u64::from(i) - shift
-                } else {
-                    u64::from(i) + at
-                };
-                frames[place as usize] = chunk.pin(i);
-                pinned |= 1 << place;
-            }
+            let to = if at == 0 { -(shift as i64) } else { at as i64 };
+            let groups = chunk.pin_all(found, to, frames);
+            let placed = |pages: u64| if at == 0 { pages >> shift } else { pages << at };
+            pinned.blocks |= placed(found);
+            pinned.groups |= placed(groups);
             used += (chunk.ahead & found).count_ones();
             chunk.ahead &= !found;
             // Whether they are used nobody will know: what was warm stays so.
@@ -1331,9 +1334,8 @@ impl MappableFile for FileHandle {
         let mut state = self.0.state.lock();
         for (number, pages) in chunks_of(first..first + count) {
             if let Some(chunk) = state.chunks.find(number) {
-                for i in bits(pages) {
-                    chunk.unpin(i);
-                }
+                let first = pages.trailing_zeros() as usize;
+                chunk.unpin(first..first + pages.count_ones() as usize);
             }
         }
     }
