@@ -66,6 +66,14 @@ impl<T> SpinLock<T> {
         }
     }
 
+    /// As [`lock`](Self::lock), for those who run with interrupts masked and keep them so until the guard has dropped:
+    /// handlers, and holders of another lock.
+    #[inline(always)]
+    pub fn lock_masked(&self) -> spin::mutex::SpinMutexGuard<'_, T> {
+        debug_assert!(machine::interrupts_are_masked());
+        self.0.lock()
+    }
+
     /// Whether somebody holds it now; by the time the caller looks at the answer, it may be different.
     pub fn is_locked(&self) -> bool {
         self.0.is_locked()

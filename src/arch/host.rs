@@ -9,6 +9,11 @@ pub fn mask_interrupts() -> InterruptState {
     InterruptState(())
 }
 
+/// There are none.
+pub fn interrupts_are_masked() -> bool {
+    true
+}
+
 /// Does nothing.
 pub fn restore_interrupts(_: InterruptState) {}
 

@@ -33,6 +33,9 @@ use core::ops::Range;
 /// Pages of a table: what long operations do at a time.
 const BATCH_PAGES: u64 = 512;
 
+/// Bytes that no file is longer than.
+const MAX_FILE_SIZE: u64 = 1 << 62;
+
 /// Frames that must be free before a map is made or split: more than the heap takes for that.
 const HEAP_ROOM: u64 = 8;
 
@@ -216,6 +219,13 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     ) -> Result<VirtAddr, MapError> {
         if !offset.is_multiple_of(PAGE_SIZE as u64) {
             return Err(MapError::Misaligned);
+        }
+        // No file goes on from there, and byte numbers stay in range.
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > MAX_FILE_SIZE)
+        {
+            return Err(MapError::OutOfRange);
         }
         let backing = Backing::File(MemoryMappedFile {
             file,

@@ -13,7 +13,7 @@ const BLOCK: u64 = 512;
 
 /// What a fault in anonymous memory needs to know of the map it is in.
 #[derive(Clone, Copy)]
-pub(super) struct Hot {
+pub struct Hot {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) protection: Protection,
@@ -48,6 +48,8 @@ pub(super) struct Maps {
     last: Option<Hot>,
     /// The same for maps of files.
     last_file: Option<HotFile>,
+    /// Where that is, and how many pages: none where there is none.
+    last_file_range: (u64, u64),
     /// Where maps may be.
     limits: Range<u64>,
     /// Where maps are put that may be anywhere.
@@ -67,6 +69,7 @@ impl Maps {
             of_files: BTreeSet::new(),
             last: None,
             last_file: None,
+            last_file_range: (0, 0),
             limits,
             area,
             last_freed: 0..0,
@@ -112,20 +115,30 @@ impl Maps {
     fn forget_last(&mut self) {
         self.last = None;
         self.last_file = None;
+        self.last_file_range = (0, 0);
     }
 
     /// Whether `page` is in the map of a file that was found last.
     #[inline(always)]
     pub(super) fn is_last_file(&self, page: u64) -> bool {
-        matches!(&self.last_file, Some(hot) if hot.start <= page && page < hot.end)
+        let (start, len) = self.last_file_range;
+        page.wrapping_sub(start) < len
     }
 
     /// What a fault at `page` needs to know, if the map there is live and shows a file.
     #[inline(always)]
     pub(super) fn find_file(&mut self, page: u64) -> Option<&HotFile> {
         if !self.is_last_file(page) {
-            self.last_file = Some(self.find_other_file(page)?);
+            let hot = self.find_other_file(page)?;
+            self.last_file_range = (hot.start, hot.end - hot.start);
+            self.last_file = Some(hot);
         }
+        self.last_file()
+    }
+
+    /// What a fault needs to know of the map of a file that was found last.
+    #[inline(always)]
+    pub(super) fn last_file(&self) -> Option<&HotFile> {
         self.last_file.as_ref()
     }
 

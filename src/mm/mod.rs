@@ -22,7 +22,8 @@ mod machine;
 mod programs;
 #[cfg(target_os = "none")]
 pub use low_half::{
-    Explanation, KernelMaps, ProgramStack, can_resolve_in_critical_section, maps, resolve,
+    Explanation, KernelMaps, ProgramStack, Verdict, can_resolve_in_critical_section, maps, resolve,
+    resolve_data_fault,
 };
 #[cfg(target_os = "none")]
 pub use machine::{

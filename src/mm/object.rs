@@ -64,6 +64,8 @@ pub enum Lookup {
     Absent,
     /// Nowhere: the file is shorter.
     PastEnd,
+    /// Resident, but room must be [made](MappableFile::make_room) before it may be stored to.
+    NoRoom,
 }
 
 /// Whether a page may be stored to.
@@ -92,13 +94,14 @@ pub const BATCH: u64 = u64::BITS as u64;
 pub struct Pinned {
     /// These blocks.
     pub blocks: u64,
-    /// Of these, the first of each whole group: 16 blocks whose frames follow each other from a multiple of 16 on.
+    /// Of these, the first of each whole group: 16 blocks whose frames follow each other from a multiple of 16 on. Only
+    /// the first one's frame is told.
     pub groups: u64,
 }
 
 /// What a file must offer to be mapped. Blocks are pages of the file, by number.
 ///
-/// What says "does not wait" is called with the maps locked: it takes no lock that is held while memory is touched that
+/// What says "does not wait" is called with the maps locked, and so with interrupts masked: it takes no lock that is held while memory is touched that
 /// may fault, or during I/O.
 pub trait MappableFile: Send + Sync {
     /// What a person calls it.
@@ -113,6 +116,21 @@ pub trait MappableFile: Send + Sync {
     fn unpin(&self, first: u64, count: u64);
     /// Notes that the block, which is pinned, is about to be written, if there will be room for it. Does not wait.
     fn dirty_block(&self, block: u64) -> Result<Dirtied, IoError>;
+    /// Looks the block up for a store: what is resident is pinned, and noted as dirty, if there will be room for it. Does
+    /// not wait.
+    fn pin_to_store(&self, block: u64) -> Result<Lookup, IoError> {
+        let lookup = self.pin_block(block);
+        if let Lookup::Resident(_) | Lookup::Edge(_) = lookup {
+            match self.dirty_block(block) {
+                Ok(Dirtied::Done) => {}
+                refused => {
+                    self.unpin(block, 1);
+                    return refused.map(|_| Lookup::NoRoom);
+                }
+            }
+        }
+        Ok(lookup)
+    }
     /// Brings the block into memory, or waits while somebody else does, and as many after it as `pattern` suggests.
     fn prime(&self, block: u64, pattern: Pattern) -> Result<(), IoError>;
     /// Makes sure that there is room on the device for the block, and in memory for more that is dirty.

@@ -181,6 +181,9 @@ pub trait PageTable {
     /// What `page` translates to.
     fn find(&mut self, page: Page) -> Option<Present>;
 
+    /// Whether it takes but a glance to see that nothing is present at `page`.
+    fn is_known_absent(&self, page: Page) -> bool;
+
     /// The first present page of `range` from its start on.
     fn next_present(&self, range: Range<Page>) -> Option<(Page, Present)>;
 
@@ -218,9 +221,8 @@ pub trait PageTable {
     /// The page of zeros.
     fn zero_frame(&self) -> Frame;
 
-    /// Of the `count` pages from `page` on, at most 64 and all in one table, those where nothing is present: a bit for
-    /// each.
-    fn absent(&self, page: Page, count: u64) -> u64;
+    /// Of the `count` pages from `page` on, all in one table, those where nothing is present: a bit for each.
+    fn absent(&self, page: Page, count: u64) -> [u64; 8];
 
     /// Enters pages of a file where nothing is present: `frames[i]` as the `i`th page from `page` on, for each of the
     /// `pinned` blocks. They are all in one table; stores to them fault.

@@ -63,18 +63,35 @@ impl From<IoError> for FaultError {
 }
 
 /// How far a fault got with the lock held.
+#[derive(Clone, Copy)]
 enum Step {
     Done(Outcome),
     /// Done; and what follows the block should be read now: not with the lock held.
-    Ahead(Outcome, Arc<dyn MappableFile>, u64),
+    Ahead(Outcome),
     /// The block must be read, or somebody reads it: not with the lock held.
-    Wait(Arc<dyn MappableFile>, u64, Pattern),
+    Wait,
     /// Something is in the way no more: look again.
     Again,
     /// The block may be stored to once there is room for it: not with the lock held.
-    Room(Arc<dyn MappableFile>, u64),
+    Room,
     /// A block of memory would do, and must be zeroed: not with the lock held.
+    Block,
+}
+
+/// What is left to do of a fault, with the lock open. It keeps the file alive.
+pub enum Rest {
+    /// It is resolved; what follows the block of the file should be read.
+    Ahead(Arc<dyn MappableFile>, u64),
+    /// The block must be read.
+    Wait(Arc<dyn MappableFile>, u64, Pattern),
+    /// There must be room for the block.
+    Room(Arc<dyn MappableFile>, u64),
+    /// A block of memory.
     Block(Hot),
+    /// Another look.
+    Again,
+    /// Nothing but to say why.
+    Failed(FaultError),
 }
 
 impl<T: PageTable> MemoryMapManager<'_, T> {
@@ -94,45 +111,60 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
     /// Makes an access to `address` succeed, or says why it cannot.
     #[inline]
     pub fn trap(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
-        let page = address.page();
+        match self.try_trap(address, access) {
+            None => Ok(()),
+            Some(rest) => self.finish_trap(address, access, rest),
+        }
+    }
+
+    /// Makes an access to `address` succeed, if that takes no waiting; else, what is left to do, for
+    /// [`finish_trap`](Self::finish_trap).
+    #[inline(never)]
+    pub fn try_trap(&self, address: VirtAddr, access: Access) -> Option<Rest> {
+        try_step(&mut self.state.lock(), self.frames, address, access)
+    }
+
+    /// The same, for a handler that has interrupts masked.
+    #[inline(always)]
+    pub fn try_trap_masked(&self, address: VirtAddr, access: Access) -> Option<Rest> {
+        try_step(&mut self.state.lock_masked(), self.frames, address, access)
+    }
+
+    /// Goes on where [`try_trap`](Self::try_trap) left off.
+    #[cold]
+    pub fn finish_trap(
+        &self,
+        address: VirtAddr,
+        access: Access,
+        mut rest: Rest,
+    ) -> Result<(), FaultError> {
         loop {
-            let mut state = self.state.lock();
-            match state.step(self.frames, page, access) {
-                Ok(Step::Done(outcome)) => {
-                    state.counts.count(outcome);
-                    return Ok(());
-                }
-                Ok(Step::Again) => {}
-                Ok(Step::Ahead(outcome, file, block)) => {
-                    state.counts.count(outcome);
-                    drop(state);
+            match rest {
+                Rest::Again => {}
+                Rest::Ahead(file, block) => {
                     file.read_ahead(block);
                     return Ok(());
                 }
-                Ok(Step::Wait(file, block, pattern)) => {
-                    drop(state);
-                    self.not_failed(file.prime(block, pattern))?;
-                }
-                Ok(Step::Room(file, block)) => {
-                    drop(state);
-                    self.not_failed(file.make_room(block))?;
-                }
-                Ok(Step::Block(hot)) => {
-                    drop(state);
-                    if self.enter_block(page, hot) {
+                Rest::Wait(file, block, pattern) => self.not_failed(file.prime(block, pattern))?,
+                Rest::Room(file, block) => self.not_failed(file.make_room(block))?,
+                Rest::Block(hot) => {
+                    if self.enter_block(address.page(), hot) {
                         return Ok(());
                     }
                 }
-                Err(FaultError::OutOfFrames) => {
-                    drop(state);
+                Rest::Failed(FaultError::OutOfFrames) => {
                     if !(self.reclaim)() {
                         return self.not_failed(Err(IoError::OutOfFrames));
                     }
                 }
-                Err(error) => {
-                    state.counts.count(Outcome::Failed);
+                Rest::Failed(error) => {
+                    self.state.lock().counts.count(Outcome::Failed);
                     return Err(error);
                 }
+            }
+            match self.try_trap(address, access) {
+                None => return Ok(()),
+                Some(next) => rest = next,
             }
         }
     }
@@ -170,19 +202,77 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
     }
 }
 
+#[inline(always)]
+fn try_step<T: PageTable>(
+    state: &mut State<T>,
+    frames: &Frames,
+    address: VirtAddr,
+    access: Access,
+) -> Option<Rest> {
+    let page = address.page();
+    // Each kind of fault is settled by itself: the most frequent ones in registers.
+    if !state.table.is_known_absent(page)
+        && let Some(present) = state.table.find(page)
+    {
+        let step = state.step_present(frames, page, access, present);
+        return state.settle(page, step);
+    }
+    if let Some(hot) = state.maps.last_hot(page.0) {
+        let step = state.step_anonymous(frames, page, access, hot);
+        return state.settle(page, step);
+    }
+    if state.maps.is_last_file(page.0) {
+        if access == Access::Write {
+            let step = state.store_to_new(frames, page);
+            return state.settle(page, step);
+        }
+        let step = state.load_from_file(page, access);
+        return state.settle(page, step);
+    }
+    let step = state.step_elsewhere(frames, page, access);
+    state.settle(page, step)
+}
+
 impl<T: PageTable> State<T> {
     #[inline(always)]
-    fn step(&mut self, frames: &Frames, page: Page, access: Access) -> Result<Step, FaultError> {
-        if let Some(present) = self.table.find(page) {
-            return self.step_present(frames, page, access, present);
-        }
-        match self.maps.last_hot(page.0) {
-            Some(hot) => self.step_anonymous(frames, page, access, hot),
-            None => self.step_elsewhere(frames, page, access),
+    fn settle(&mut self, page: Page, step: Result<Step, FaultError>) -> Option<Rest> {
+        match step {
+            Ok(Step::Done(outcome)) => {
+                self.counts.count(outcome);
+                None
+            }
+            other => Some(self.rest(page, other)),
         }
     }
 
-    #[inline(always)]
+    /// What is left to do after `step`, at `page`.
+    #[cold]
+    fn rest(&mut self, page: Page, step: Result<Step, FaultError>) -> Rest {
+        let step = match step {
+            Ok(step) => step,
+            Err(error) => return Rest::Failed(error),
+        };
+        if let Step::Ahead(outcome) = step {
+            self.counts.count(outcome);
+        }
+        // The map is the one that the step was about: the lock was not open since.
+        if let Step::Block = step {
+            return self.maps.find_hot(page.0).map_or(Rest::Again, Rest::Block);
+        }
+        let Some(hot) = self.maps.find_file(page.0) else {
+            return Rest::Again;
+        };
+        let block = hot.block(page.0);
+        match step {
+            Step::Ahead(_) => Rest::Ahead(hot.file.clone(), block),
+            Step::Wait => Rest::Wait(hot.file.clone(), block, hot.pattern),
+            Step::Room => Rest::Room(hot.file.clone(), block),
+            Step::Done(_) | Step::Again | Step::Block => Rest::Again,
+        }
+    }
+
+    /// Where nothing is present in the anonymous map that `hot` describes.
+    #[inline(never)]
     fn step_anonymous(
         &mut self,
         frames: &Frames,
@@ -201,7 +291,7 @@ impl<T: PageTable> State<T> {
         Ok(Step::Done(Outcome::Zero))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn step_present(
         &mut self,
         frames: &Frames,
@@ -242,7 +332,7 @@ impl<T: PageTable> State<T> {
         }
     }
 
-    /// Where the anonymous map is not that was found last: another one, a file's, a guard, or nothing.
+    /// Where it is none of the maps that were found last: another one, a guard, or nothing.
     #[inline(never)]
     fn step_elsewhere(
         &mut self,
@@ -250,89 +340,136 @@ impl<T: PageTable> State<T> {
         page: Page,
         access: Access,
     ) -> Result<Step, FaultError> {
-        if !self.maps.is_last_file(page.0)
-            && let Some(hot) = self.maps.find_hot(page.0)
-        {
+        if let Some(hot) = self.maps.find_hot(page.0) {
             return self.step_anonymous(frames, page, access, hot);
         }
-        let Some(hot) = self.maps.find_file(page.0) else {
-            return match self.maps.find(page.0).map(|object| object.condition) {
-                Some(Condition::Guard) => Err(FaultError::Guard),
-                _ => Err(FaultError::NoMapping),
-            };
+        if self.maps.find_file(page.0).is_some() {
+            // Now it is the one that was found last.
+            return Ok(Step::Again);
+        }
+        match self.maps.find(page.0).map(|object| object.condition) {
+            Some(Condition::Guard) => Err(FaultError::Guard),
+            _ => Err(FaultError::NoMapping),
+        }
+    }
+
+    /// A load where nothing is present in the map of a file, which was found last.
+    #[inline(always)]
+    fn load_from_file(&mut self, page: Page, access: Access) -> Result<Step, FaultError> {
+        let Some(hot) = self.maps.last_file() else {
+            return Ok(Step::Again);
         };
-        let protection = hot.protection;
-        if !protection.allows(access) {
+        if !hot.protection.allows(access) {
             return Err(FaultError::Denied);
         }
         let block = hot.block(page.0);
+        let lookup = hot.file.pin_block(block);
+        let (Lookup::Resident(frame) | Lookup::Edge(frame)) = lookup else {
+            return self.step_absent(page, lookup, access);
+        };
+        if hot.pattern != Pattern::Random
+            && enter_file_around(&mut self.table, &mut self.next_of_file, page, hot)
+        {
+            // With a pin of its own.
+            hot.file.unpin(block, 1);
+        } else {
+            // From here on the entry keeps the pin.
+            let stores = Stores::Trap;
+            let entered = self
+                .table
+                .enter_new(page, frame, Kind::File, hot.protection, stores);
+            if let Err(error) = entered {
+                hot.file.unpin(block, 1);
+                return Err(error.into());
+            }
+        }
+        match lookup {
+            Lookup::Edge(_) => Ok(Step::Ahead(Outcome::File)),
+            _ => Ok(Step::Done(Outcome::File)),
+        }
+    }
+
+    /// A store where nothing is present in the map of a file, which was found last.
+    #[inline(always)]
+    fn store_to_new(&mut self, frames: &Frames, page: Page) -> Result<Step, FaultError> {
+        let Some(hot) = self.maps.last_file() else {
+            return Ok(Step::Again);
+        };
+        if !hot.protection.allows(Access::Write) {
+            return Err(FaultError::Denied);
+        }
+        if hot.sharing == Sharing::CopyOnWrite {
+            return self.copy_from_file(frames, page);
+        }
+        let block = hot.block(page.0);
+        let lookup = hot.file.pin_to_store(block)?;
+        let (Lookup::Resident(frame) | Lookup::Edge(frame)) = lookup else {
+            return self.step_absent(page, lookup, Access::Write);
+        };
+        let stores = Stores::Reach;
+        let entered = self
+            .table
+            .enter_new(page, frame, Kind::File, hot.protection, stores);
+        if let Err(error) = entered {
+            hot.file.unpin(block, 1);
+            return Err(error.into());
+        }
+        match lookup {
+            Lookup::Edge(_) => Ok(Step::Ahead(Outcome::FileDirty)),
+            _ => Ok(Step::Done(Outcome::FileDirty)),
+        }
+    }
+
+    /// A load from a block, or a store to it, that is in no frame, or may not become dirty yet.
+    #[cold]
+    fn step_absent(
+        &mut self,
+        page: Page,
+        lookup: Lookup,
+        access: Access,
+    ) -> Result<Step, FaultError> {
+        match lookup {
+            Lookup::PastEnd => Err(FaultError::PastEnd),
+            Lookup::NoRoom => Ok(Step::Room),
+            Lookup::Hole if access == Access::Write => Ok(Step::Room),
+            Lookup::Hole => {
+                let protection = self
+                    .maps
+                    .last_file()
+                    .map_or(Protection::NONE, |hot| hot.protection);
+                let zeros = self.table.zero_frame();
+                self.table
+                    .enter(page, 1, zeros, Kind::File, protection, Stores::Trap)?;
+                Ok(Step::Done(Outcome::File))
+            }
+            Lookup::Resident(_) | Lookup::Edge(_) | Lookup::Busy | Lookup::Absent => Ok(Step::Wait),
+        }
+    }
+
+    /// A store to a private map of a file, where nothing is present.
+    #[inline(never)]
+    fn copy_from_file(&mut self, frames: &Frames, page: Page) -> Result<Step, FaultError> {
+        let Some(hot) = self.maps.last_file() else {
+            return Ok(Step::Again);
+        };
+        let (block, protection) = (hot.block(page.0), hot.protection);
         let (frame, is_edge) = match hot.file.pin_block(block) {
             Lookup::Resident(frame) => (frame, false),
             Lookup::Edge(frame) => (frame, true),
-            Lookup::PastEnd => return Err(FaultError::PastEnd),
-            Lookup::Busy | Lookup::Absent => {
-                return Ok(Step::Wait(hot.file.clone(), block, hot.pattern));
-            }
-            Lookup::Hole => match (access, hot.sharing) {
-                (Access::Write, Sharing::Shared) => {
-                    return Ok(Step::Room(hot.file.clone(), block));
-                }
-                (Access::Write, Sharing::CopyOnWrite) => {
-                    return self.fresh(frames, page, None, protection);
-                }
-                _ => {
-                    let zeros = self.table.zero_frame();
-                    self.table
-                        .enter(page, 1, zeros, Kind::File, protection, Stores::Trap)?;
-                    return Ok(Step::Done(Outcome::File));
-                }
-            },
+            Lookup::Hole => return self.fresh(frames, page, None, protection),
+            // A load's business: the block itself stays as it is.
+            other => return self.step_absent(page, other, Access::Read),
         };
-        // The entry keeps the pin, unless the block is copied, or not entered.
-        let (outcome, keeps_pin) = match (access, hot.sharing) {
-            (Access::Write, Sharing::Shared) => match hot.file.dirty_block(block) {
-                Ok(Dirtied::Done) => {
-                    let stores = Stores::Reach;
-                    let entered = self
-                        .table
-                        .enter_new(page, frame, Kind::File, protection, stores);
-                    let outcome = entered.map(|()| Outcome::FileDirty);
-                    (outcome.map_err(FaultError::from), entered.is_ok())
-                }
-                Ok(Dirtied::NeedsRoom) => {
-                    hot.file.unpin(block, 1);
-                    return Ok(Step::Room(hot.file.clone(), block));
-                }
-                Err(error) => (Err(error.into()), false),
-            },
-            (Access::Write, Sharing::CopyOnWrite) => {
-                let copied = enter_copy(&mut self.table, frames, page, frame, protection);
-                let outcome = copied.map(|()| Outcome::Copied);
-                (outcome.map_err(FaultError::from), false)
-            }
-            _ => {
-                let stores = Stores::Trap;
-                let entered = self
-                    .table
-                    .enter_new(page, frame, Kind::File, protection, stores);
-                if entered.is_ok() && hot.pattern != Pattern::Random {
-                    enter_file_around(&mut self.table, &mut self.next_of_file, page, hot);
-                }
-                let outcome = entered.map(|()| Outcome::File);
-                (outcome.map_err(FaultError::from), entered.is_ok())
-            }
-        };
-        if !keeps_pin {
-            hot.file.unpin(block, 1);
-        }
-        match outcome {
-            Ok(outcome) if is_edge => Ok(Step::Ahead(outcome, hot.file.clone(), block)),
-            outcome => outcome.map(Step::Done),
+        let copied = enter_copy(&mut self.table, frames, page, frame, protection);
+        hot.file.unpin(block, 1);
+        copied?;
+        match is_edge {
+            true => Ok(Step::Ahead(Outcome::Copied)),
+            false => Ok(Step::Done(Outcome::Copied)),
         }
     }
 
     /// A store to a block that is entered for loads.
-    #[inline(never)]
     fn store_to_file(
         &mut self,
         frames: &Frames,
@@ -350,7 +487,7 @@ impl<T: PageTable> State<T> {
             }
             Sharing::Shared => {
                 if hot.file.dirty_block(block)? == Dirtied::NeedsRoom {
-                    return Ok(Step::Room(hot.file.clone(), block));
+                    return Ok(Step::Room);
                 }
                 self.table.allow_stores(page)?;
                 Ok(Step::Done(Outcome::FileDirty))
@@ -390,7 +527,7 @@ impl<T: PageTable> State<T> {
                 && page.0 + BLOCK <= hot.end
                 && self.table.is_block_free(page)
             {
-                return Ok(Step::Block(hot));
+                return Ok(Step::Block);
             }
             if self.fresh_group(frames, page, protection) {
                 self.stream.next = page.0 + GROUP;
@@ -467,49 +604,58 @@ fn enter_copy<T: PageTable>(
     entered
 }
 
-/// Enters what is resident around `page`, which was just entered: a fault saved each. Whatever goes wrong, they can
-/// still fault. `next` is where the run ends that was entered last.
-fn enter_file_around<T: PageTable>(table: &mut T, next: &mut u64, page: Page, hot: &HotFile) {
-    let span = match hot.pattern {
-        Pattern::Sequential => FILE_AROUND_RUN,
-        _ if *next == page.0 => FILE_AROUND_RUN,
-        _ => FILE_AROUND,
-    };
+/// Enters what is resident around `page`, which is absent and was to be loaded from: a fault saved each. Whatever goes
+/// wrong, they can still fault. Says whether `page` is entered; `next` is where the run ends that was entered last.
+#[inline(never)]
+fn enter_file_around<T: PageTable>(
+    table: &mut T,
+    next: &mut u64,
+    page: Page,
+    hot: &HotFile,
+) -> bool {
+    let is_run = hot.pattern == Pattern::Sequential || *next == page.0;
+    let span = if is_run { FILE_AROUND_RUN } else { FILE_AROUND };
     let window = page.0 & !(span - 1);
     let end = (window + span).min(hot.end);
     // In a run nothing before the page is missing.
-    let mut at = if span == FILE_AROUND_RUN {
+    let start = if is_run {
         page.0
     } else {
         window.max(hot.start)
     };
-    *next = end;
+    let absent = table.absent(Page(start), end - start);
+    let mut is_entered = false;
     let mut found = [Frame(0); BATCH as usize];
-    while at < end {
-        let count = (end - at).min(BATCH);
-        let absent = table.absent(Page(at), count);
+    *next = end;
+    for (at, absent) in (start..end).step_by(BATCH as usize).zip(absent) {
         let first_block = hot.block(at);
         let pinned = match absent {
             0 => Pinned::default(),
             _ => hot.file.pin_resident(first_block, absent, &mut found),
         };
-        if table
-            .enter_file_pages(Page(at), pinned, &found, hot.protection)
-            .is_err()
-        {
-            for i in (0..count).filter(|i| pinned.blocks >> i & 1 != 0) {
+        let entered = table.enter_file_pages(Page(at), pinned, &found, hot.protection);
+        if entered.is_err() {
+            for i in (0..BATCH).filter(|i| pinned.blocks >> i & 1 != 0) {
                 hot.file.unpin(first_block + i, 1);
             }
-            return;
+            break;
         }
-        // Where the run ends, the next fault is.
-        let missing = (absent & !pinned.blocks) >> page.0.saturating_sub(at).min(BATCH - 1);
-        if missing != 0 && at + BATCH > page.0 {
-            *next = page.0.max(at) + u64::from(missing.trailing_zeros());
-            return;
+        // Those behind the page: where one is missing, the run ends, and the next fault is.
+        let behind = match page.0.checked_sub(at) {
+            None => u64::MAX,
+            Some(i) if i < BATCH => {
+                is_entered = pinned.blocks >> i & 1 != 0;
+                u64::MAX << i << 1
+            }
+            Some(_) => 0,
+        };
+        let missing = absent & !pinned.blocks & behind;
+        if missing != 0 {
+            *next = at + u64::from(missing.trailing_zeros());
+            break;
         }
-        at += count;
     }
+    is_entered
 }
 
 /// What the map of a present page that allows stores allows.

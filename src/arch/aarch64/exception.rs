@@ -16,6 +16,7 @@
 //! Handlers run with interrupts masked. The image is built soft-float: vector registers stay as they are.
 
 use super::esr::{Syndrome, data_fault};
+use crate::mm::Verdict;
 use core::arch::global_asm;
 use core::fmt;
 use core::mem::offset_of;
@@ -91,6 +92,41 @@ impl fmt::Display for Vector {
 
 global_asm!(
     r#"
+    // What a call may change, and the exception's registers: x0 is the syndrome, x1 the address, x2 PSTATE;
+    // sp = &TrapFrame, x29 = its frame record. SAVE_OTHERS does the rest for those who want to see it all.
+    .macro SAVE_CALLER_SAVED
+    stp     x0, x1, [sp]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    str     x18, [sp, #144]
+    stp     x29, x30, [sp, #232]
+    mrs     x3, ELR_EL1
+    mrs     x2, SPSR_EL1
+    stp     x3, x2, [sp, #{elr}]
+    stp     x29, x3, [sp, #{record}]
+    add     x29, sp, #{record}
+    mrs     x0, ESR_EL1
+    mrs     x1, FAR_EL1
+    stp     x0, x1, [sp, #{esr}]
+    .endm
+
+    // The stack pointer is in x3.
+    .macro SAVE_OTHERS
+    str     x19, [sp, #152]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    str     x28, [sp, #224]
+    str     x3, [sp, #248]
+    .endm
+
     // x0-x30, the stack pointer and the exception's registers; sp = &TrapFrame, x29 = its frame record
     .macro SAVE_REST
     stp     x2, x3, [sp, #16]
@@ -164,6 +200,7 @@ global_asm!(
     .global exception_vectors
     .type exception_vectors, %function
     .type return_from_exception, %function
+    .type return_from_call, %function
 exception_vectors:
     VECTOR  sp0_sync
     VECTOR  sp0_irq
@@ -181,17 +218,29 @@ exception_vectors:
     .endr
     .balign 128
 
+    // Most are faults that are resolved; the callee-saved registers stay where they are for those.
 sp0_sync:
-    SAVE_SP0
+    sub     sp, sp, #{size}
+    SAVE_CALLER_SAVED
+    bl      {on_data_fault}
+    cbz     x0, return_from_call
+    mrs     x3, SP_EL0
+    b       1f
+spx_sync:
+    SAVE_CALLER_SAVED
+    bl      {on_data_fault}
+    cbz     x0, return_from_call
+    add     x3, sp, #{size}
+1:  cmp     x0, #{later}
+    b.eq    return_after_others
+    SAVE_OTHERS
+    mov     x1, x0
+    mov     x0, sp
     bl      {on_sync}
     b       return_from_exception
 sp0_irq:
     SAVE_SP0
     bl      {on_irq}
-    b       return_from_exception
-spx_sync:
-    SAVE_SPX
-    bl      {on_sync}
     b       return_from_exception
 spx_irq:
     SAVE_SPX
@@ -218,6 +267,26 @@ return_from_exception:
     ldp     x26, x27, [sp, #208]
     ldp     x28, x29, [sp, #224]
     ldr     x30, [sp, #240]
+    ldp     x0, x1, [sp]
+    add     sp, sp, #{size}
+    eret
+
+    // Loads back what SAVE_CALLER_SAVED stored. ELR and SPSR are as they were, unless there were other exceptions.
+return_after_others:
+    ldp     x0, x1, [sp, #{elr}]
+    msr     ELR_EL1, x0
+    msr     SPSR_EL1, x1
+return_from_call:
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldr     x18, [sp, #144]
+    ldp     x29, x30, [sp, #232]
     ldp     x0, x1, [sp]
     add     sp, sp, #{size}
     eret
@@ -254,6 +323,8 @@ spx_overflow:
     elr = const offset_of!(TrapFrame, elr),
     esr = const offset_of!(TrapFrame, esr),
     record = const offset_of!(TrapFrame, record),
+    later = const Verdict::ResolvedLater as u64,
+    on_data_fault = sym on_data_fault,
     on_sync = sym on_sync,
     on_irq = sym on_irq,
     on_unexpected = sym on_unexpected,
@@ -267,18 +338,24 @@ unsafe extern "C" {
     static semihosting_absent: u8;
 }
 
-extern "C" fn on_sync(frame: &mut TrapFrame) {
+/// Looks at a synchronous exception first, with interrupts masked: `Untried` is for `on_sync`.
+extern "C" fn on_data_fault(esr: u64, far: u64, spsr: u64) -> Verdict {
+    match data_fault(esr) {
+        // Who holds a spin lock has interrupts masked: `on_sync` says more.
+        Some((attempt, _)) if spsr & I_MASKED == 0 => crate::mm::resolve_data_fault(attempt, far),
+        _ => Verdict::Untried,
+    }
+}
+
+extern "C" fn on_sync(frame: &mut TrapFrame, verdict: Verdict) {
     // Who holds a spin lock must not touch maps: resolving the fault may take that very lock. But kernel code that a
     // program calls runs on the program's stack, which grows by fault: `touch_program_stack` sees to it that it holds
     // other locks then.
-    let is_resolvable = !frame.is_in_critical_section()
-        || frame.is_from_program() && crate::mm::can_resolve_in_critical_section();
-    let abort = data_fault(frame.esr).or_else(|| match frame.syndrome() {
-        Syndrome::Abort { attempt, kind, .. } => Some((attempt, kind)),
-        _ => None,
-    });
-    if let Some((attempt, kind)) = abort
-        && is_resolvable
+    let is_resolvable = verdict == Verdict::Untried
+        && (!frame.is_in_critical_section()
+            || frame.is_from_program() && crate::mm::can_resolve_in_critical_section());
+    if is_resolvable
+        && let Syndrome::Abort { attempt, kind, .. } = frame.syndrome()
         && crate::mm::resolve(attempt, kind, frame.far, frame.is_in_critical_section())
     {
         return;

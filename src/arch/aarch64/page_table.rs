@@ -86,9 +86,22 @@ pub struct PageTables<'f, M> {
     zero: Frame,
     /// Tables full of the zero page: for maps that may not be written, and for those that may.
     zero_tables: [Option<Frame>; 2],
-    /// The level-3 table found last, by the number of its first page: what is next to it is found without a walk.
-    last: Option<(u64, Frame, &'f AtomicU32)>,
+    /// The level-3 table found last: what is next to it is found without a walk.
+    last: Option<Last<'f>>,
 }
+
+/// A level-3 table.
+struct Last<'f> {
+    /// The number of its first page.
+    first: u64,
+    table: Frame,
+    entries: NonNull<Entry>,
+    /// How many of them are in use.
+    counter: &'f AtomicU32,
+}
+
+// SAFETY: the table is of those that it is kept with, which are used by one thread at a time.
+unsafe impl Send for Last<'_> {}
 
 /// Where a walk ended.
 #[derive(Clone, Copy)]
@@ -202,16 +215,17 @@ impl<'f, M: Mmu> PageTables<'f, M> {
     /// The entry for `page`, if it is in the table found last.
     #[inline(always)]
     fn place_in_last(&self, page: u64) -> Option<Place> {
-        let (first, table, _) = self.last?;
-        if page & !(TABLE_PAGES - 1) != first {
+        let last = self.last.as_ref()?;
+        if page & !(TABLE_PAGES - 1) != last.first {
             return None;
         }
-        let entry = self.entry(table, page as usize % ENTRIES);
+        // SAFETY: a table has `ENTRIES` entries.
+        let entry = unsafe { last.entries.add(page as usize % ENTRIES) };
         Some(Place {
             entry,
             value: self.read(entry),
             level: PAGE_LEVEL,
-            table,
+            table: last.table,
         })
     }
 
@@ -227,6 +241,33 @@ impl<'f, M: Mmu> PageTables<'f, M> {
         self.create_slowly(page, target)
     }
 
+    /// What `page` translates to; its table will be the last, since what is found is changed next, most likely.
+    #[inline(never)]
+    fn find_slowly(&mut self, page: u64) -> Option<Present> {
+        let place = self.walk_to(page, PAGE_LEVEL);
+        if place.level == PAGE_LEVEL && !self.is_zero_table(place.table) {
+            self.remember(page, place.table);
+        }
+        (!place.value.is_empty()).then(|| self.present_at(page, &place))
+    }
+
+    fn remember(&mut self, page: u64, table: Frame) {
+        self.last = Some(Last {
+            first: page & !(TABLE_PAGES - 1),
+            table,
+            entries: self.table(table),
+            counter: self.frames.counter(table),
+        });
+    }
+
+    #[inline(always)]
+    fn present_at(&self, page: u64, place: &Place) -> Present {
+        let offset = page % span(place.level);
+        let frame = Frame(place.value.address().frame().0 + offset);
+        self.present(place.value, frame, place.level)
+    }
+
+    #[inline(never)]
     fn create_slowly(&mut self, page: u64, target: u32) -> Result<Place, OutOfFrames> {
         let mut table = self.root;
         let mut level = 0;
@@ -235,8 +276,7 @@ impl<'f, M: Mmu> PageTables<'f, M> {
             let value = self.read(entry);
             if level == target {
                 if level == PAGE_LEVEL {
-                    self.last =
-                        Some((page & !(TABLE_PAGES - 1), table, self.frames.counter(table)));
+                    self.remember(page, table);
                 }
                 return Ok(Place {
                     entry,
@@ -433,14 +473,20 @@ impl<'f, M: Mmu> PageTables<'f, M> {
     }
 
     /// Makes a frame's instructions fetchable, if `protection` lets them be fetched.
+    #[inline(always)]
     fn synchronize(&mut self, first: Frame, count: u64, protection: Protection) {
         if protection.allows(Access::Execute) {
-            for frame in first.0..first.0 + count {
-                // SAFETY: a frame of RAM, which is in the linear map.
-                unsafe {
-                    self.mmu
-                        .synchronize_instructions(self.frames.pointer(Frame(frame)));
-                }
+            self.synchronize_frames(first, count);
+        }
+    }
+
+    #[cold]
+    fn synchronize_frames(&mut self, first: Frame, count: u64) {
+        for frame in first.0..first.0 + count {
+            // SAFETY: a frame of RAM, which is in the linear map.
+            unsafe {
+                self.mmu
+                    .synchronize_instructions(self.frames.pointer(Frame(frame)));
             }
         }
     }
@@ -721,24 +767,17 @@ fn attributes(kind: Kind, protection: Protection, stores: Stores) -> Attributes 
 impl<M: Mmu> PageTable for PageTables<'_, M> {
     #[inline(always)]
     fn find(&mut self, page: Page) -> Option<Present> {
-        let place = match self.place_in_last(page.0) {
-            Some(place) => place,
-            None => {
-                let place = self.walk_to(page.0, PAGE_LEVEL);
-                if place.level == PAGE_LEVEL && !self.is_zero_table(place.table) {
-                    // What is found is changed next, most likely.
-                    let counter = self.frames.counter(place.table);
-                    self.last = Some((page.0 & !(TABLE_PAGES - 1), place.table, counter));
-                }
-                place
-            }
-        };
-        if place.value.is_empty() {
-            return None;
+        match self.place_in_last(page.0) {
+            Some(place) if place.value.is_empty() => None,
+            Some(place) => Some(self.present_at(page.0, &place)),
+            None => self.find_slowly(page.0),
         }
-        let offset = page.0 % span(place.level);
-        let frame = Frame(place.value.address().frame().0 + offset);
-        Some(self.present(place.value, frame, place.level))
+    }
+
+    #[inline(always)]
+    fn is_known_absent(&self, page: Page) -> bool {
+        self.place_in_last(page.0)
+            .is_some_and(|place| place.value.is_empty())
     }
 
     fn next_present(&self, range: Range<Page>) -> Option<(Page, Present)> {
@@ -746,9 +785,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
         while page < range.end.0 {
             let place = self.walk(page);
             if !place.value.is_empty() {
-                let offset = page % span(place.level);
-                let frame = Frame(place.value.address().frame().0 + offset);
-                return Some((Page(page), self.present(place.value, frame, place.level)));
+                return Some((Page(page), self.present_at(page, &place)));
             }
             page = (page & !(span(place.level) - 1)) + span(place.level);
         }
@@ -828,8 +865,10 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
         let place = self.create(page.0, PAGE_LEVEL)?;
         debug_assert!(place.value.is_empty() && protection != Protection::NONE);
         // It was just found.
-        if let Some((_, _, counter)) = self.last {
-            counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(last) = &self.last {
+            // Not as one: a table's count changes only with the tables borrowed, as they are here.
+            let count = last.counter.load(Ordering::Relaxed);
+            last.counter.store(count + 1, Ordering::Relaxed);
         }
         let leaf = Entry::leaf(
             frame.start(),
@@ -846,23 +885,26 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
         self.zero
     }
 
-    fn absent(&self, page: Page, count: u64) -> u64 {
-        let all = u64::MAX >> (64 - count);
+    fn absent(&self, page: Page, count: u64) -> [u64; 8] {
+        const WORD: usize = u64::BITS as usize;
+        let count = count as usize;
+        let all = core::array::from_fn(|i| match count.saturating_sub(i * WORD) {
+            0 => 0,
+            rest => u64::MAX >> (WORD - rest.min(WORD)),
+        });
         let place = self.walk(page.0);
         if place.level < PAGE_LEVEL {
-            return if place.value.is_empty() { all } else { 0 };
+            return if place.value.is_empty() { all } else { [0; 8] };
         }
         let base = page.0 as usize % ENTRIES;
-        let entries = &self.entries(place.table)[base..base + count as usize];
-        let mut absent = 0;
+        let entries = &self.entries(place.table)[base..base + count];
+        let mut absent = all;
         for (entries, at) in entries.chunks(GROUP).zip((0..).step_by(GROUP)) {
             // Most are alike.
-            if entries.iter().fold(0, |all, entry| all | entry.bits()) == 0 {
-                absent |= ((1 << entries.len()) - 1) << at;
-                continue;
-            }
-            for (entry, at) in entries.iter().zip(at..) {
-                absent |= u64::from(entry.is_empty()) << at;
+            if entries.iter().fold(0, |all, entry| all | entry.bits()) != 0 {
+                for (entry, at) in entries.iter().zip(at..) {
+                    absent[at / WORD] &= !(u64::from(!entry.is_empty()) << (at % WORD));
+                }
             }
         }
         absent
@@ -885,22 +927,27 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
         let mut rest = pinned.blocks;
         while rest != 0 {
             let i = rest.trailing_zeros() as usize;
-            // Groups of the file, which are groups here if they are aligned here, too.
-            let is_group = pinned.groups >> i & 1 != 0 && (base + i).is_multiple_of(GROUP);
-            let (count, attributes) = match is_group {
-                true => (GROUP, single.contiguous()),
-                false => (1, single),
-            };
-            self.synchronize(frames[i], count as u64, protection);
-            let mut leaf = Entry::leaf(frames[i].start(), attributes, PAGE_LEVEL);
-            let mut entry = self.entry(table, base + i);
-            for at in i..i + count {
-                self.store(entry, leaf, page.0 + at as u64, PAGE_LEVEL);
-                leaf = leaf.next();
-                // SAFETY: in the table, or just behind its last entry.
-                entry = unsafe { entry.add(1) };
+            let (entry, at) = (self.entry(table, base + i), page.0 + i as u64);
+            if pinned.groups >> i & 1 == 0 {
+                self.synchronize(frames[i], 1, protection);
+                let leaf = Entry::leaf(frames[i].start(), single, PAGE_LEVEL);
+                self.store(entry, leaf, at, PAGE_LEVEL);
+                rest &= rest - 1;
+                continue;
             }
-            rest &= !(((1u64 << count) - 1) << i);
+            // A group of the file is a group here, if it is aligned here, too.
+            let attributes = match (base + i).is_multiple_of(GROUP) {
+                true => single.contiguous(),
+                false => single,
+            };
+            self.synchronize(frames[i], GROUP as u64, protection);
+            let mut leaf = Entry::leaf(frames[i].start(), attributes, PAGE_LEVEL);
+            for k in 0..GROUP {
+                // SAFETY: all of them are in this table.
+                self.store(unsafe { entry.add(k) }, leaf, at + k as u64, PAGE_LEVEL);
+                leaf = leaf.next();
+            }
+            rest &= !(((1 << GROUP) - 1) << i);
         }
         self.frames.add_to_count(table, pinned.blocks.count_ones());
         self.mmu.publish();

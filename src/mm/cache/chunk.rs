@@ -74,8 +74,9 @@ pub struct Chunk {
     /// It is in a group whose frames follow each other, from a multiple of their number on.
     grouped: u64,
     frames: [Frame; PAGES as usize],
-    /// Translations of the page, and others who need its frame.
-    pins: [u32; PAGES as usize],
+    /// Translations of each page, and others who need its frame; two counts in a word, so that neighbours are counted
+    /// together.
+    pins: [u64; PAGES as usize / 2],
 }
 
 impl Chunk {
@@ -98,7 +99,7 @@ impl Chunk {
         heat: [0; 2],
         grouped: 0,
         frames: [Frame(0); PAGES as usize],
-        pins: [0; PAGES as usize],
+        pins: [0; PAGES as usize / 2],
     };
 
     /// What page `i` is.
@@ -151,7 +152,7 @@ impl Chunk {
     /// A page that is in nobody's use any more is absent; returns its frame.
     pub fn take(&mut self, i: u32) -> Frame {
         let bit: u64 = 1 << i;
-        debug_assert_eq!(self.pins[i as usize], 0);
+        debug_assert_eq!(self.pins(i), 0);
         debug_assert_eq!(self.writing & bit, 0);
         self.resident &= !bit;
         self.busy &= !bit;
@@ -168,25 +169,25 @@ impl Chunk {
     /// Those of `pages` that nobody has pinned.
     pub fn unpinned(&self, pages: u64) -> u64 {
         bits(pages)
-            .filter(|i| self.pins[*i as usize] == 0)
+            .filter(|i| self.pins(*i) == 0)
             .fold(0, |all, i| all | 1 << i)
     }
 
     /// How often page `i` is pinned.
     pub fn pins(&self, i: u32) -> u32 {
-        self.pins[i as usize]
+        (self.pins[i as usize / 2] >> lane(i)) as u32
     }
 
     /// Pins page `i`, which is resident.
     #[inline]
     pub fn pin(&mut self, i: u32) -> Frame {
         debug_assert_ne!(self.resident & 1 << i, 0);
-        self.pins[i as usize] += 1;
+        self.pins[i as usize / 2] += 1 << lane(i);
         self.frames[i as usize]
     }
 
     /// Pins `pages`, which are resident; returns the first pages of whole groups among them. Page `i`'s frame goes to
-    /// place `i + to` of `frames`.
+    /// place `i + to` of `frames`; of a group only that of the first page.
     #[inline]
     pub fn pin_all(&mut self, pages: u64, to: i64, frames: &mut [Frame; PAGES as usize]) -> u64 {
         debug_assert_eq!(pages & !self.resident, 0);
@@ -197,13 +198,9 @@ impl Chunk {
             let group = group_of(i);
             let place = (i64::from(i) + to) as usize;
             if rest & self.grouped & group == group {
-                let first = self.frames[i as usize].0;
-                let pins = &mut self.pins[i as usize..][..GROUP as usize];
-                pins.iter_mut().for_each(|pins| *pins += 1);
-                let places = frames[place..][..GROUP as usize].iter_mut();
-                places
-                    .zip(first..)
-                    .for_each(|(place, frame)| *place = Frame(frame));
+                frames[place] = self.frames[i as usize];
+                let pins = &mut self.pins[i as usize / 2..][..GROUP as usize / 2];
+                pins.iter_mut().for_each(|pins| *pins += ONE_EACH);
                 groups |= 1 << i;
                 rest &= !group;
             } else {
@@ -214,17 +211,33 @@ impl Chunk {
         groups
     }
 
+    /// Takes one pin away from page `i`.
+    ///
+    /// # Panics
+    /// Where there is none.
+    #[inline]
+    pub fn unpin_one(&mut self, i: u32) {
+        take(&mut self.pins[i as usize / 2], 1 << lane(i));
+    }
+
     /// Takes one pin away from each of `pages`.
     ///
     /// # Panics
     /// Where there is none.
     #[inline]
     pub fn unpin(&mut self, pages: Range<usize>) {
-        for pins in &mut self.pins[pages] {
-            match pins.checked_sub(1) {
-                Some(less) => *pins = less,
-                None => panic!("a page of a chunk has no pin"),
-            }
+        let Range { mut start, mut end } = pages;
+        // Those that share a word with a page that is not meant.
+        if start % 2 == 1 && start < end {
+            self.unpin_one(start as u32);
+            start += 1;
+        }
+        if end % 2 == 1 && start < end {
+            end -= 1;
+            self.unpin_one(end as u32);
+        }
+        for pins in &mut self.pins[start / 2..end.max(start) / 2] {
+            take(pins, ONE_EACH);
         }
     }
 
@@ -232,10 +245,15 @@ impl Chunk {
     #[inline]
     pub fn touch(&mut self, pages: u64) -> u32 {
         let again = self.touched & pages;
-        // As high as it goes: it survives as many rounds of the hand.
-        self.heat = self.heat.map(|heat| heat | again);
+        if again != 0 {
+            // As high as it goes: it survives as many rounds of the hand.
+            self.heat = self.heat.map(|heat| heat | again);
+        }
         self.touched |= pages;
         let ahead = self.ahead & pages;
+        if ahead == 0 {
+            return 0;
+        }
         self.ahead &= !pages;
         ahead.count_ones()
     }
@@ -277,10 +295,7 @@ impl Chunk {
             assert_eq!(self.frame(i), Frame(first + u64::from(i) % GROUP));
         }
         for i in bits(!self.resident) {
-            assert_eq!(
-                self.pins[i as usize], 0,
-                "page {i} is pinned, but not there"
-            );
+            assert_eq!(self.pins(i), 0, "page {i} is pinned, but not there");
         }
     }
 }
@@ -292,6 +307,25 @@ pub fn bits(mut word: u64) -> impl Iterator<Item = u32> {
         word &= word - 1;
         Some(i)
     })
+}
+
+/// One more for both counts of a word.
+const ONE_EACH: u64 = 1 << 32 | 1;
+
+/// Takes one from the counts of a word that `one` has a bit for.
+#[inline]
+fn take(pins: &mut u64, one: u64) {
+    // A count below zero has borrowed: it is far larger than any can be.
+    const BORROWED: u64 = ONE_EACH << 31;
+    let less = pins.wrapping_sub(one);
+    assert_eq!(less & BORROWED, 0, "a page of a chunk has no pin");
+    *pins = less;
+}
+
+/// Where the count of page `i` is in its word.
+#[inline]
+const fn lane(i: u32) -> u32 {
+    i % 2 * 32
 }
 
 /// The group that page `i` is in.
@@ -337,7 +371,7 @@ mod tests {
         chunk.check();
         let mut frames = [Frame(0); 64];
         assert_eq!(chunk.pin_all(0xffff << 16, -16, &mut frames), 1 << 16);
-        assert!((0..16).all(|i| frames[i] == Frame(160 + i as u64)));
+        assert_eq!(frames[0], Frame(160));
         // Not all of it.
         assert_eq!(chunk.pin_all(0xfffe << 16, 0, &mut frames), 0);
         assert_eq!((frames[16], frames[17]), (Frame(0), Frame(161)));

@@ -106,6 +106,42 @@ impl State {
         None
     }
 
+    /// Looks a block up, and pins it where it is resident, if `may` allows that, which gets its chunk and its bit.
+    #[inline(always)]
+    fn pin(&mut self, block: u64, may: impl FnOnce(&mut Chunk, u64) -> bool) -> Lookup {
+        // Maps end where a file can: the product is in range.
+        if block * PAGE >= self.size {
+            return Lookup::PastEnd;
+        }
+        let (page, bit) = ((block % PAGES) as u32, 1 << (block % PAGES));
+        let Some(chunk) = self.chunks.find(block / PAGES) else {
+            return Lookup::Absent;
+        };
+        if chunk.resident & bit == 0 {
+            return match chunk.slot(page) {
+                Slot::Hole => Lookup::Hole,
+                Slot::Busy => Lookup::Busy,
+                _ => Lookup::Absent,
+            };
+        }
+        if !may(chunk, bit) {
+            return Lookup::NoRoom;
+        }
+        let frame = chunk.pin(page);
+        self.hits += 1;
+        if self.last_touched != block {
+            self.last_touched = block;
+            let used = chunk.touch(bit);
+            if used != 0 {
+                self.used += u64::from(used);
+            }
+        }
+        match chunk.edge & bit {
+            0 => Lookup::Resident(frame),
+            _ => Lookup::Edge(frame),
+        }
+    }
+
     /// Somebody asks for a resident block.
     #[inline]
     fn touch(&mut self, block: u64) {
@@ -1261,32 +1297,27 @@ impl MappableFile for FileHandle {
     }
 
     fn pin_block(&self, block: u64) -> Lookup {
-        let mut state = self.0.state.lock();
-        if block >= state.blocks() {
-            return Lookup::PastEnd;
+        self.0.state.lock_masked().pin(block, |_, _| true)
+    }
+
+    fn pin_to_store(&self, block: u64) -> Result<Lookup, IoError> {
+        if self.0.is_read_only {
+            return Err(IoError::ReadOnly);
         }
-        let (page, bit) = ((block % PAGES) as u32, 1 << (block % PAGES));
-        let is_again = state.last_touched == block;
-        let Some(chunk) = state.chunk(block) else {
-            return Lookup::Absent;
-        };
-        if chunk.resident & bit == 0 {
-            return match chunk.slot(page) {
-                Slot::Hole => Lookup::Hole,
-                Slot::Busy => Lookup::Busy,
-                _ => Lookup::Absent,
-            };
+        let is_limited = self.0.cache.has_too_much_dirty();
+        let mut is_new = false;
+        let lookup = self.0.state.lock_masked().pin(block, |chunk, bit| {
+            if is_limited || chunk.backed & bit == 0 {
+                return false;
+            }
+            is_new = (chunk.dirty | chunk.writing) & bit == 0;
+            chunk.dirty |= bit;
+            true
+        });
+        if is_new {
+            self.0.cache.note_dirty(1);
         }
-        let frame = chunk.pin(page);
-        let is_edge = chunk.edge & bit != 0;
-        let used = if is_again { 0 } else { chunk.touch(bit) };
-        state.used += u64::from(used);
-        state.hits += 1;
-        state.last_touched = block;
-        match is_edge {
-            false => Lookup::Resident(frame),
-            true => Lookup::Edge(frame),
-        }
+        Ok(lookup)
     }
 
     fn pin_resident(
@@ -1331,7 +1362,13 @@ impl MappableFile for FileHandle {
     }
 
     fn unpin(&self, first: u64, count: u64) {
-        let mut state = self.0.state.lock();
+        let mut state = self.0.state.lock_masked();
+        if count == 1 {
+            if let Some(chunk) = state.chunk(first) {
+                chunk.unpin_one((first % PAGES) as u32);
+            }
+            return;
+        }
         for (number, pages) in chunks_of(first..first + count) {
             if let Some(chunk) = state.chunks.find(number) {
                 let first = pages.trailing_zeros() as usize;
