@@ -27,6 +27,7 @@ use super::object::{
 use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Run, Stores};
 use crate::sync::{SpinLock, SpinLockGuard, WaitQueue};
 use alloc::sync::Arc;
+use core::cmp::Ordering;
 use core::fmt;
 use core::ops::Range;
 
@@ -258,9 +259,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             let mut object =
                 MemoryMappedObject::new(start..start + len, protection, (self.holder)(), backing);
             object.condition = condition;
-            state.maps.insert(object);
-            state.maps.merge(start);
-            state.maps.merge(start + len);
+            state.maps.insert_merging(object);
             return Ok(Page(start).start());
         }
     }
@@ -368,8 +367,17 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             object.protection = protection;
             object.condition = Condition::Live;
         };
-        let touched = self.change(&range, change)?;
-        self.apply(range)?;
+        let mut state = self.lock_settled(&range);
+        let touched = self.change_in(&mut state, &range, change)?;
+        if range.end - range.start <= BATCH_PAGES {
+            // All of it has this protection as long as the lock is not open.
+            state
+                .table
+                .protect(Page(range.start)..Page(range.end), protection)?;
+        } else {
+            drop(state);
+            self.apply(range)?;
+        }
         Ok(touched)
     }
 
@@ -841,8 +849,17 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
 
     /// Makes borders of maps, and of what the table holds, of the ends of `range`.
     fn cut(&self, state: &mut State<T>, range: &Range<u64>) -> Result<(), MapError> {
+        // Where the map ends that the first page is in: most ranges end no later.
+        let mut known_end = 0;
         for at in [range.start, range.end] {
-            let is_inside = state.maps.find(at).is_some_and(|object| object.start < at);
+            let is_inside = match at.cmp(&known_end) {
+                Ordering::Less => true,
+                Ordering::Equal => false,
+                Ordering::Greater => state.maps.find(at).is_some_and(|object| {
+                    known_end = object.end;
+                    object.start < at
+                }),
+            };
             if is_inside {
                 self.check_heap_room()?;
                 let is_block =
@@ -862,15 +879,21 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         range: &Range<u64>,
         f: impl Fn(&mut MemoryMappedObject),
     ) -> Result<usize, MapError> {
-        let mut state = self.lock_settled(range);
-        self.cut(&mut state, range)?;
+        self.change_in(&mut self.lock_settled(range), range, f)
+    }
+
+    fn change_in(
+        &self,
+        state: &mut State<T>,
+        range: &Range<u64>,
+        f: impl Fn(&mut MemoryMappedObject),
+    ) -> Result<usize, MapError> {
+        self.cut(state, range)?;
         let mut touched = 0;
         let mut at = range.start;
-        while let Some(object) = state.maps.first_in(&(at..range.end)) {
+        while let Some(object) = state.maps.starting_in(at..range.end) {
+            f(object);
             let (start, end) = (object.start, object.end);
-            if let Some(object) = state.maps.at(start) {
-                f(object);
-            }
             touched += 1;
             state.maps.merge(start);
             at = end;

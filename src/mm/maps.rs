@@ -181,6 +181,18 @@ impl Maps {
         after.next().map(|(_, object)| object)
     }
 
+    /// The first map that starts in `range`, to be changed in anything but its place.
+    pub(super) fn starting_in(&mut self, range: Range<u64>) -> Option<&mut MemoryMappedObject> {
+        if range.is_empty() {
+            return None;
+        }
+        self.forget_last();
+        self.by_start
+            .range_mut(range)
+            .next()
+            .map(|(_, object)| object)
+    }
+
     /// All maps that have a page in `range`.
     pub(super) fn all_in(&self, range: &Range<u64>) -> impl Iterator<Item = &MemoryMappedObject> {
         let start = self.find(range.start).map_or(range.start, |o| o.start);
@@ -206,6 +218,22 @@ impl Maps {
             self.of_files.insert((file, object.start));
         }
         self.by_start.insert(object.start, object);
+    }
+
+    /// Adds a map where there is none, to its neighbours if they are alike.
+    pub(super) fn insert_merging(&mut self, object: MemoryMappedObject) {
+        let end = object.end;
+        let before = self.by_start.range_mut(..object.start).next_back();
+        match before {
+            Some((_, before)) if before.continues_with(&object) => {
+                before.end = end;
+                self.forget_last();
+            }
+            _ => self.insert(object),
+        }
+        if self.by_start.contains_key(&end) {
+            self.merge(end);
+        }
     }
 
     /// Takes the map that starts at `start` out; its addresses can be had again.
