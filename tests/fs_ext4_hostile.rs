@@ -1,6 +1,7 @@
 //! Damaged and hostile images: an error or wrong bytes, never a panic, a hang, or an access outside.
 //!
-//! `PINFOLD_MUTATIONS=1000000 cargo test --release --test fs_ext4_hostile` is the long run.
+//! `PINFOLD_MUTATIONS=1000000 cargo test --release --test fs_ext4_hostile` is the long run; `PINFOLD_FIRST=N` goes on
+//! where one of N mutations ended.
 
 mod common;
 
@@ -131,7 +132,10 @@ fn metadata_bytes(image: &[u8]) -> Vec<usize> {
 #[test]
 fn mutated_images_neither_panic_nor_hang() {
     let source = source();
-    let runs = campaign("PINFOLD_MUTATIONS", 1500);
+    let (first, runs) = (
+        campaign("PINFOLD_FIRST", 0),
+        campaign("PINFOLD_MUTATIONS", 1500),
+    );
     // Without checksums, so that mutations reach the code behind them.
     let sets: Vec<_> = OPTION_SETS
         .iter()
@@ -147,7 +151,8 @@ fn mutated_images_neither_panic_nor_hang() {
         common::run("e2fsck", &["-fyD", path.to_str().unwrap()]);
         let image = std::fs::read(&path).unwrap();
         let places = metadata_bytes(&image);
-        for run in 0..runs / sets.len() as u64 {
+        let count = sets.len() as u64;
+        for run in first / count..(first + runs) / count {
             let mut random = Random::new(run << 8 | set as u64);
             let mut mutated = image.clone();
             for _ in 0..=random.below(6) {
@@ -222,7 +227,11 @@ fn mutated_logs_neither_panic_nor_hang() {
         })
         .collect();
     assert!(log.len() > 300, "{}", log.len());
-    for run in 0..campaign("PINFOLD_MUTATIONS", 1500) / 5 {
+    let (first, runs) = (
+        campaign("PINFOLD_FIRST", 0),
+        campaign("PINFOLD_MUTATIONS", 1500),
+    );
+    for run in first / 5..(first + runs) / 5 {
         let mut random = Random::new(run);
         let mut mutated = image.clone();
         for _ in 0..=random.below(4) {
