@@ -25,7 +25,7 @@ main() {
 # Files with every structure of ext4: a directory large enough for a tree, many extents, a long symbolic link.
 fill() {
     mkdir -p "$1/directory/below"
-    for i in $(seq 100 220); do
+    for i in $(seq 100 5 250); do
         head -c $((i * 20)) /dev/zero | tr '\0' "x" >"$1/directory/file number $i with a long name"
     done
     for i in $(seq 0 39); do
@@ -38,7 +38,7 @@ ext4_images() {
     local n=0 options
     for options in "" "^metadata_csum" "^extents,^has_journal,^64bit" "^extents,^64bit,^metadata_csum,^flex_bg" \
         "orphan_file,metadata_csum_seed"; do
-        mkfs.ext4 -q -F -b 1024 -N 256 -O "$options" -d "$source" "$seeds/ext4/$n" 3M >/dev/null
+        mkfs.ext4 -q -F -b 1024 -N 192 -O "$options" -d "$source" "$seeds/ext4/$n" 2M >/dev/null
         # Makes a tree of the directory.
         e2fsck -fyD "$seeds/ext4/$n" >/dev/null 2>&1 || [ $? -eq 1 ]
         # The journal's target writes a log first.
@@ -57,7 +57,7 @@ fat_volumes() {
 }
 
 partition_tables() {
-    truncate -s 4M "$seeds/partition/gpt" "$seeds/partition/mbr"
+    truncate -s 3M "$seeds/partition/gpt" "$seeds/partition/mbr"
     printf 'label: gpt\nsize=1M, name=one\nsize=1M, name=two\n' | sfdisk -q "$seeds/partition/gpt"
     printf 'label: dos\nsize=512K, type=c\ntype=5\nsize=256K\nsize=256K\n' | sfdisk -q "$seeds/partition/mbr"
 }

@@ -74,6 +74,9 @@ fn workload(kib: u64, mkfs_options: &[&str], seed: u64) -> Run {
     for _ in 0..250 {
         model.step(&fs);
         if random.below(9) == 0 {
+            if random.below(3) == 0 {
+                fs.trim().unwrap();
+            }
             fs.sync_file(fs.root()).unwrap();
             disk.mark(acknowledged.len() as u64);
             acknowledged.push(model.tree());

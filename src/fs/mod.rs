@@ -14,6 +14,8 @@
 //!
 //! Everything here runs on a PC too.
 
+#![forbid(unsafe_code)]
+
 pub mod block;
 pub mod blocking;
 pub mod cached;

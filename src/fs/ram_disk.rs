@@ -22,8 +22,8 @@ impl RamDisk {
             max_request: 1 << 20,
             is_read_only: false,
             has_flush: true,
-            has_discard: false,
-            has_write_zeroes: true,
+            max_discard: 0,
+            max_write_zeroes: bytes.len() as u64,
         };
         Self {
             bytes: SpinLock::new(bytes),
@@ -83,7 +83,9 @@ pub(super) fn apply(request: &mut Request, disk: &mut [u8]) -> Result<(), BlockE
             }
         }
         Operation::WriteZeroes { len } => disk[at..at + len as usize].fill(0),
-        Operation::Flush | Operation::Discard { .. } => {}
+        // Discarded bytes read as anything: so that whoever relied on them learns of it.
+        Operation::Discard { len } => disk[at..at + len as usize].fill(0xdb),
+        Operation::Flush => {}
     }
     Ok(())
 }
