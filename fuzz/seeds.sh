@@ -38,7 +38,8 @@ ext4_images() {
     local n=0 options
     for options in "" "^metadata_csum" "^extents,^has_journal,^64bit" "^extents,^64bit,^metadata_csum,^flex_bg" \
         "orphan_file,metadata_csum_seed"; do
-        mkfs.ext4 -q -F -b 1024 -N 192 -O "$options" -d "$source" "$seeds/ext4/$n" 2M >/dev/null
+        truncate -s 2M "$seeds/ext4/$n"
+        mkfs.ext4 -q -b 1024 -N 192 -O "$options" -d "$source" "$seeds/ext4/$n"
         # Makes a tree of the directory.
         e2fsck -fyD "$seeds/ext4/$n" >/dev/null 2>&1 || [ $? -eq 1 ]
         # The journal's target writes a log first.

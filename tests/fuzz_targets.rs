@@ -197,6 +197,29 @@ fn qemu_tree(more: &str) -> Vec<u8> {
     tree
 }
 
+/// Images that others have made, and named after what they are: for Miri, which can call no other program.
+#[test]
+fn images_of_a_folder() {
+    let Some(folder) = std::env::var_os("PINFOLD_IMAGES") else {
+        return;
+    };
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bases = [Base::new(std::fs::read(&path).unwrap())];
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        println!("{name}");
+        match name.split('-').next() {
+            Some("ext4") => drive_patches(&bases, targets::ext4),
+            Some("fat") => drive_patches(&bases, targets::fat),
+            Some("tree") => drive_patches(&bases, |tree, _| targets::tree(tree)),
+            _ => panic!("{name} is of no kind"),
+        }
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
 #[test]
 fn command_lines() {
     let pieces = [
