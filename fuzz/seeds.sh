@@ -73,7 +73,16 @@ device_trees() {
         dtc -q -I dtb -O dtb -o "$tree.small" "$tree"
         mv "$tree.small" "$tree"
     done
-    "$ROOT/scripts/pi-files.sh" trees && cp "$ROOT"/target/trees/*.dtb "$seeds/device_tree/"
+    "$ROOT/scripts/pi-files.sh" trees
+    # Firmware puts in how much memory there is.
+    for tree in "$ROOT"/target/trees/bcm*.dtb; do
+        cp "$tree" "$seeds/device_tree/"
+        tree=$seeds/device_tree/${tree##*/}
+        case $tree in
+            */bcm2711-*) fdtput -t x "$tree" /memory@0 reg 0 0 3c000000 ;;
+            *) fdtput -t x "$tree" /memory@0 reg 0 3c000000 ;;
+        esac
+    done
 }
 
 # An input for each seed, without a patch, and command lines as they are typed.
