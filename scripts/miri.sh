@@ -39,7 +39,7 @@ main() {
         miri --lib
         miri --test fault_path --test memory_maps --test page_cache
     fi
-    PINFOLD_IMAGES=$IMAGES miri --test fuzz_targets -- images_of_a_folder command_lines
+    PINFOLD_IMAGES=$IMAGES miri --test fuzz_targets images_of_a_folder
 }
 
 has_miri() {
