@@ -129,7 +129,7 @@ fi
 
 number=0
 for disk in ${disks[@]+"${disks[@]}"}; do
-    drive=file=${disk//,/,,},format=raw
+    drive=file=${disk//,/,,},format=raw,discard=unmap
     [ -w "$disk" ] || drive=$drive,readonly=on
     if [ "$machine" = virt ]; then
         qemu+=(-drive "if=none,id=disk$number,$drive" -device "virtio-blk-device,drive=disk$number")

@@ -91,6 +91,9 @@ test_tools() {
     if ! has fdtput; then
         install_or_name "the device tree compiler" device-tree-compiler dtc dtc
     fi
+    if ! has sfdisk; then
+        install_or_name "sfdisk" fdisk util-linux util-linux
+    fi
     if [ "$RUST" = debian ]; then
         # rustup's would go with another compiler.
         [ -x /usr/bin/cargo-clippy ] && [ -x /usr/bin/cargo-fmt ] || apt_install rustfmt-web rust-web-clippy

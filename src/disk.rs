@@ -301,8 +301,8 @@ fn disks(arguments: &[&str]) -> Status {
             capacity,
             is_read_only,
             has_flush,
-            has_discard,
-            has_write_zeroes,
+            max_discard,
+            max_write_zeroes,
             ..
         } = disk.device.properties();
         let indent = if disk.parent.is_some() { "  " } else { "" };
@@ -312,8 +312,8 @@ fn disks(arguments: &[&str]) -> Status {
                 !has_flush && !is_read_only,
                 "without flush: nothing is ever known to be durable",
             ),
-            (has_discard, "discard"),
-            (has_write_zeroes, "write-zeroes"),
+            (max_discard > 0, "discard"),
+            (max_write_zeroes > 0, "write-zeroes"),
         ];
         let words: Vec<&str> = words.iter().filter(|w| w.0).map(|w| w.1).collect();
         let label = alloc::format!("{indent}{}", disk.name);

@@ -104,6 +104,40 @@ fn names_of_bytes_above_127_are_hashed_as_the_pc_hashes_them() {
 }
 
 #[test]
+fn what_is_free_is_discarded_and_nothing_else() {
+    for options in [&["-b", "4096"][..], &["-b", "1024", "-g", "1024"]] {
+        let disk = Arc::new(SimDisk::new(mkfs(16 * 1024, options, None), 1));
+        let fs = mount(disk.clone(), Access::ReadWrite).unwrap().file_system;
+        let create = |name: &[u8]| fs.create(fs.root(), name, FileKind::File, 0o644).unwrap();
+        let (kept, removed) = (create(b"kept"), create(b"removed"));
+        for i in 0..20 {
+            fs.write_at(kept, i * 8192, &[7; 5000]).unwrap();
+            fs.write_at(removed, i * 8192, &[0x99; 5000]).unwrap();
+        }
+        fs.sync().unwrap();
+        fs.unlink(fs.root(), b"removed").unwrap();
+        let free = fs.statistics().unwrap();
+        let bytes = free.free_blocks * u64::from(free.block_size);
+        assert_eq!(fs.trim(), Ok(bytes));
+        let secret = [0x99; 512];
+        assert!(!disk.contents().chunks(512).any(|sector| sector == secret));
+        fs.write_at(create(b"after"), 0, &[5; 100_000]).unwrap();
+        fs.unmount().unwrap();
+        assert!(matches!(fs.trim(), Err(FsError::ReadOnly(_))));
+        let image = disk.contents();
+        assert_eq!(e2fsck(&image), Ok(()));
+        let disk = Arc::new(RamDisk::new(image));
+        let fs = mount(disk, Access::ReadWrite).unwrap().file_system;
+        let mut bytes = vec![0; 19 * 8192 + 5000];
+        let kept = fs.lookup(fs.root(), b"kept").unwrap();
+        assert_eq!(fs.read_at(kept, 0, &mut bytes), Ok(bytes.len()));
+        let wanted = (0..bytes.len()).map(|i| if i % 8192 < 5000 { 7 } else { 0 });
+        assert!(bytes.iter().copied().eq(wanted));
+        assert_eq!(fs.trim(), Err(FsError::Block(BlockError::Unsupported)));
+    }
+}
+
+#[test]
 fn a_sparse_file_past_four_gib_takes_only_what_was_written() {
     let (disk, fs) = fresh(16 * 1024, &["-b", "4096"]);
     let sparse = file(&fs, b"sparse");

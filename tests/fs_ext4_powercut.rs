@@ -74,6 +74,9 @@ fn workload(kib: u64, mkfs_options: &[&str], seed: u64) -> Run {
     for _ in 0..250 {
         model.step(&fs);
         if random.below(9) == 0 {
+            if random.below(3) == 0 {
+                fs.trim().unwrap();
+            }
             fs.sync_file(fs.root()).unwrap();
             disk.mark(acknowledged.len() as u64);
             acknowledged.push(model.tree());
@@ -310,6 +313,32 @@ fn blocks_of_a_removed_file_are_not_reused_before_the_removal_is_durable() {
     let certain =
         [&b"/removed"[..], b"/cut", b"/replaced"].map(|path| (path.to_vec(), whole.clone()));
     recovered_by_us(disk.contents(), &certain.into()).unwrap();
+}
+
+#[test]
+fn what_is_discarded_was_removed_before() {
+    let base = mkfs(6 * 1024, &["-b", "1024"], None);
+    let disk = Arc::new(SimDisk::new(base.clone(), 1));
+    let fs = Ext4::mount(disk.clone(), options()).unwrap().file_system;
+    let (name, data) = (&b"removed"[..], vec![1; 50_000]);
+    let file = fs.create(fs.root(), name, FileKind::File, 0o644).unwrap();
+    fs.write_at(file, 0, &data).unwrap();
+    fs.sync().unwrap();
+    let before = disk.record_len();
+    fs.unlink(fs.root(), name).unwrap();
+    fs.trim().unwrap();
+    let record = disk.record();
+    let mut states = [0, 0];
+    for cut in before..=record.len() {
+        for seed in 0..5 {
+            let image = Arc::new(RamDisk::new(crash_image(&base, &record, cut, seed)));
+            let fs = Ext4::mount(image, options()).unwrap().file_system;
+            let found = read_tree(&fs).unwrap().remove(&b"/removed"[..]);
+            assert!(found.is_none() || found == Some(Node::File(data.clone())));
+            states[usize::from(found.is_none())] += 1;
+        }
+    }
+    assert!(states[0] > 0 && states[1] > 0, "{states:?}");
 }
 
 #[test]

@@ -345,7 +345,7 @@ impl<'m> Machine<'m> {
 }
 
 fn campaign(seed: u64, steps: usize) {
-    let memory = SimMemory::new(64 << 20);
+    let memory = SimMemory::new(if cfg!(miri) { 16 << 20 } else { 64 << 20 });
     let before = memory.frames().counts();
     let mut machine = Machine::new(&memory, seed);
     for step in 0..steps {
@@ -365,6 +365,9 @@ fn campaign(seed: u64, steps: usize) {
     assert_eq!(memory.frames().counts(), before, "seed {seed}");
 }
 
+/// Operations of one seed.
+const STEPS: usize = if cfg!(miri) { 12 } else { 400 };
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -372,14 +375,14 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn random_operations_agree_with_the_model_and_leave_no_frame_behind() {
     if let Some(seed) = number("PINFOLD_SEED") {
-        return campaign(seed, 400);
+        return campaign(seed, STEPS);
     }
     let time = number("PINFOLD_CAMPAIGN").map_or(Duration::from_secs(4), Duration::from_secs);
     let end = Instant::now() + time;
     let mut seed = 1;
     while Instant::now() < end {
         println!("seed {seed}");
-        campaign(seed, 400);
+        campaign(seed, STEPS);
         seed += 1;
     }
 }

@@ -1,10 +1,17 @@
-//! Reads arbitrary bytes as a disk with a partition table.
+//! A disk with a partition table.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use pinfold::fs::partition;
-use pinfold::fs::ram_disk::RamDisk;
+#[path = "../../tests/common/targets.rs"]
+mod targets;
 
-fuzz_target!(|disk: &[u8]| {
-    let _ = partition::find(&RamDisk::new(disk.to_vec()));
+use libfuzzer_sys::fuzz_target;
+use std::sync::LazyLock;
+
+static BASES: LazyLock<Vec<targets::Base>> =
+    LazyLock::new(|| targets::seeds("partition", targets::Base::new));
+
+fuzz_target!(|data: &[u8]| {
+    if let Some(bytes) = targets::chosen(&BASES, data) {
+        targets::partitions(bytes);
+    }
 });

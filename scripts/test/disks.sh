@@ -166,12 +166,27 @@ END
     [[ "$said" == *"PCI device 00:01.0: "* ]]
 }
 
+# What is free is given back to the PC's disk; what is not free stays.
+free_space_is_given_back() {
+    local folder=$DISKS/trim before after
+    rm -rf "$folder" && mkdir "$folder" && cp -r src "$folder/src" &&
+        head -c 24M /dev/urandom >"$folder/big" && head -c 1M /dev/urandom >"$folder/kept" &&
+        mkfs.ext4 -q -F -d "$folder" "$DISKS/trim.img" 64M || return
+    before=$(du -k "$DISKS/trim.img" | cut -f1)
+    ./qemu.sh --timeout 120 --disk "$DISKS/trim.img" "disks; rm /big; trim; trim /src" || return
+    after=$(du -k "$DISKS/trim.img" | cut -f1)
+    echo "$before KiB before, $after KiB after"
+    [ "$after" -lt $((before - 20000)) ] && e2fsck -fn "$DISKS/trim.img" &&
+        debugfs -R "dump /kept $DISKS/kept" "$DISKS/trim.img" && cmp "$folder/kept" "$DISKS/kept"
+}
+
 check "the image is built" scripts/build.sh
 check "disks are made" make_disks
 check "disks are listed" disks_are_listed
 image_tests "selftest on virt, with a disk" 180 ./qemu.sh --timeout 170 --disk "$DISKS/source.img" selftest
 check "a source tree is read, each SHA-256 as on the PC" files_are_read
 FILES=400
+check "what is free is given back with trim" free_space_is_given_back
 check "a tree of thousands of files is read by debugfs, and sound" tree_is_written
 FILES=60
 for pi in raspi3b raspi4b; do

@@ -2,6 +2,7 @@
 check "rustfmt" cargo fmt --check
 check "rustfmt, tools" cargo fmt --check --manifest-path tools/Cargo.toml
 check "rustfmt, firmware" cargo fmt --check --manifest-path tests/firmware/Cargo.toml
+check "each unsafe block has its reason, and the book their number" scripts/unsafe.sh --check
 check "clippy, PC" cargo clippy --locked --all-targets -- -D warnings
 check "clippy, tools" cargo clippy --locked --package pinfold-tools --all-targets -- -D warnings
 check "clippy, image's library" for_target clippy --locked --lib -- -D warnings

@@ -132,14 +132,23 @@ struct Head {
     kind: u32,
     reserved: u32,
     sector: u64,
-    /// Of discard and write-zeroes: first sector, number of sectors and flags.
-    range: (u64, u32, u32),
+    /// Of discard and write-zeroes.
+    range: Sectors,
     status: u8,
+}
+
+/// What to discard or to fill with zeros.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Sectors {
+    first: u64,
+    count: u32,
+    flags: u32,
 }
 
 /// Bytes of `kind`, `reserved` and `sector`; and of `range`.
 const HEADER_SIZE: usize = 16;
-const RANGE_SIZE: usize = 16;
+const RANGE_SIZE: usize = size_of::<Sectors>();
 
 /// A request on its way.
 struct Flight {
@@ -209,15 +218,19 @@ impl<T: Transport> VirtioBlk<T> {
         };
         let sectors =
             u64::from(config(CONFIG_CAPACITY)?) | u64::from(config(CONFIG_CAPACITY + 4)?) << 32;
-        let has_discard = features & DISCARD != 0 && config(CONFIG_MAX_DISCARD)? > 0;
-        let has_write_zeroes = features & WRITE_ZEROES != 0 && config(CONFIG_MAX_ZEROES)? > 0;
+        let most = |feature, offset| match features & feature {
+            0 => Ok(0),
+            _ => config(offset).map(|sectors| u64::from(sectors) * SECTOR_SIZE),
+        };
+        let max_discard = most(DISCARD, CONFIG_MAX_DISCARD)?;
+        let max_write_zeroes = most(WRITE_ZEROES, CONFIG_MAX_ZEROES)?;
         let queue = VirtQueue::new(&mut transport, 0, false, false).map_err(InitError::Device)?;
         transport.set_status(status | DeviceStatus::DRIVER_OK);
         let head = Head {
             kind: 0,
             reserved: 0,
             sector: 0,
-            range: (0, 0, 0),
+            range: Sectors::default(),
             status: STATUS_NONE,
         };
         Ok(Self {
@@ -227,8 +240,8 @@ impl<T: Transport> VirtioBlk<T> {
                 max_request: MAX_REQUEST.min(MAX_SEGMENTS * PAGE_SIZE),
                 is_read_only: features & READ_ONLY != 0,
                 has_flush: features & FLUSH != 0,
-                has_discard,
-                has_write_zeroes,
+                max_discard,
+                max_write_zeroes,
             },
             ring: SpinLock::new(Ring {
                 transport,
@@ -348,15 +361,20 @@ impl<T: Transport> Ring<T> {
         let Some(head) = self.free_heads.pop() else {
             return Err(request);
         };
-        let sectors = |len: u64| (len / SECTOR_SIZE) as u32;
         let sector = request.offset / SECTOR_SIZE;
+        // No more than the device's own limit, which has 32 bits.
+        let sectors = |len: u64| Sectors {
+            first: sector,
+            count: (len / SECTOR_SIZE) as u32,
+            flags: 0,
+        };
         let (kind, range) = match request.operation {
-            _ if is_flushing => (FLUSH_CACHE, (0, 0, 0)),
-            Operation::Read => (IN, (0, 0, 0)),
-            Operation::Write(_) => (OUT, (0, 0, 0)),
-            Operation::Flush => (FLUSH_CACHE, (0, 0, 0)),
-            Operation::Discard { len } => (DISCARD_SECTORS, (sector, sectors(len), 0)),
-            Operation::WriteZeroes { len } => (ZERO_SECTORS, (sector, sectors(len), 0)),
+            _ if is_flushing => (FLUSH_CACHE, Sectors::default()),
+            Operation::Read => (IN, Sectors::default()),
+            Operation::Write(_) => (OUT, Sectors::default()),
+            Operation::Flush => (FLUSH_CACHE, Sectors::default()),
+            Operation::Discard { len } => (DISCARD_SECTORS, sectors(len)),
+            Operation::WriteZeroes { len } => (ZERO_SECTORS, sectors(len)),
         };
         let has_sector = kind == IN || kind == OUT;
         self.heads[head] = Head {

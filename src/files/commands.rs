@@ -3,12 +3,13 @@
 use super::{VFS, mount};
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
 use crate::disk::{self, Disk};
+use crate::fs::block::BlockError;
 use crate::fs::ext4::{Access, SuperblockInfo};
 use crate::fs::vfs::{LastLink, Node};
-use crate::fs::{Attributes, Cursor, DirectoryEntry, FileKind, FsError, Timestamp};
+use crate::fs::{Attributes, Cursor, DirectoryEntry, FileKind, FileSystem, FsError, Timestamp};
 use crate::shell::usage;
 use crate::{console, print, println};
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use linkme::distributed_slice;
@@ -72,6 +73,13 @@ command!(
     write
 );
 command!(DF, "df", "", "how full the file systems are", df);
+command!(
+    TRIM,
+    "trim",
+    "[PATH...]",
+    "tell disks what is free: of the file systems that hold PATHs, or of all",
+    trim
+);
 command!(SYNC, "sync", "", "make everything durable", sync);
 command!(
     MOUNT,
@@ -520,6 +528,30 @@ fn df(arguments: &[&str]) -> Status {
         }
     }
     status
+}
+
+fn trim(arguments: &[&str]) -> Status {
+    let trim = |path: &str, fs: &dyn FileSystem| {
+        let bytes = fs.trim()?;
+        println!("{path}: {} KiB discarded", bytes >> 10);
+        Ok(())
+    };
+    if arguments.is_empty() {
+        // All that can: a file system or disk that knows no discarding has nothing to do.
+        let mut status = SUCCESS;
+        for mount in VFS.mounts() {
+            let path = mount.path.escape_ascii().to_string();
+            match trim(&path, &*mount.fs) {
+                Err(FsError::NotOffered | FsError::Block(BlockError::Unsupported)) => {}
+                result => status = status.max(told("trim", &path, result)),
+            }
+        }
+        return status;
+    }
+    for_each("trim", arguments, |path| {
+        let node = VFS.resolve(path.as_bytes(), LastLink::Follow)?;
+        trim(path, &*node.fs)
+    })
 }
 
 fn sync(arguments: &[&str]) -> Status {

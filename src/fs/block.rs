@@ -45,10 +45,10 @@ pub struct Properties {
     pub is_read_only: bool,
     /// There is a volatile cache with a command to empty it. Without one, completion is all that can be known.
     pub has_flush: bool,
-    /// [`Operation::Discard`] is served.
-    pub has_discard: bool,
-    /// [`Operation::WriteZeroes`] is served.
-    pub has_write_zeroes: bool,
+    /// The most bytes of one [`Operation::Discard`]; 0 where it is not served.
+    pub max_discard: u64,
+    /// The most bytes of one [`Operation::WriteZeroes`]; 0 where it is not served.
+    pub max_write_zeroes: u64,
 }
 
 /// What to do.
@@ -197,8 +197,10 @@ impl Request {
         match self.operation {
             Operation::Read => Ok(()),
             _ if properties.is_read_only => Err(BlockError::ReadOnly),
-            Operation::Discard { .. } if !properties.has_discard => Err(BlockError::Unsupported),
-            Operation::WriteZeroes { .. } if !properties.has_write_zeroes => {
+            Operation::Discard { len } if len > properties.max_discard => {
+                Err(BlockError::Unsupported)
+            }
+            Operation::WriteZeroes { len } if len > properties.max_write_zeroes => {
                 Err(BlockError::Unsupported)
             }
             _ => Ok(()),
@@ -296,8 +298,8 @@ mod tests {
         max_request: 4096,
         is_read_only: true,
         has_flush: true,
-        has_discard: false,
-        has_write_zeroes: false,
+        max_discard: 1024,
+        max_write_zeroes: 0,
     };
 
     fn request(operation: Operation, offset: u64, len: usize) -> Request {
@@ -340,6 +342,23 @@ mod tests {
             request(Operation::Read, 1, 512).check(&PROPERTIES),
             misaligned
         );
+    }
+
+    #[test]
+    fn a_discard_longer_than_the_device_takes_is_refused() {
+        let writable = Properties {
+            is_read_only: false,
+            ..PROPERTIES
+        };
+        let discard = |len| Request {
+            buffers: Vec::new(),
+            ..request(Operation::Discard { len }, 0, 0)
+        };
+        assert_eq!(discard(1024).check(&writable), Ok(()));
+        let unsupported = Err(BlockError::Unsupported);
+        assert_eq!(discard(1536).check(&writable), unsupported);
+        let zeroes = request(Operation::WriteZeroes { len: 512 }, 0, 0);
+        assert_eq!(zeroes.check(&writable), unsupported);
     }
 
     #[test]

@@ -113,6 +113,43 @@ pub fn write_all(device: &dyn BlockDevice, writes: Vec<(u64, Vec<u8>)>) -> Resul
         .try_for_each(|completion| completion.result)
 }
 
+/// Discards runs of bytes, given by where they begin and how long they are, many at a time. Says how many bytes.
+pub fn discard_all(
+    device: &dyn BlockDevice,
+    runs: impl Iterator<Item = (u64, u64)>,
+) -> Result<u64, BlockError> {
+    const AT_A_TIME: usize = 64;
+    let most = device.properties().max_discard;
+    if most == 0 {
+        return Err(BlockError::Unsupported);
+    }
+    let pieces = |(start, len): (u64, u64)| {
+        let starts = (start..start + len).step_by(most as usize);
+        starts.map(move |at| (at, most.min(start + len - at)))
+    };
+    let mut pieces = runs.flat_map(pieces).peekable();
+    let mut discarded = 0;
+    while pieces.peek().is_some() {
+        let waiter = Waiter::new();
+        let (mut submitted, mut refused) = (0, Ok(()));
+        for (at, len) in pieces.by_ref().take(AT_A_TIME) {
+            refused = waiter.submit(device, Operation::Discard { len }, at, Vec::new());
+            if refused.is_err() {
+                break;
+            }
+            submitted += 1;
+            discarded += len;
+        }
+        // All of them, whatever became of one: who gets the bytes next must not lose them to a late discard.
+        let completions = waiter.wait_for(device, submitted);
+        refused?;
+        completions
+            .into_iter()
+            .try_for_each(|completion| completion.result)?;
+    }
+    Ok(discarded)
+}
+
 fn transfer(
     device: &dyn BlockDevice,
     operation: Operation,

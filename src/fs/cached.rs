@@ -89,6 +89,10 @@ impl FileSystem for Cached {
         self.beneath.device()
     }
 
+    fn trim(&self) -> Result<u64, FsError> {
+        self.beneath.trim()
+    }
+
     fn read_only(&self) -> Option<ReadOnlyReason> {
         self.beneath.read_only()
     }

@@ -4,8 +4,6 @@
 //! first found, until it is removed: a volume of firmware has few. FAT cannot say that space is allocated but not
 //! written, has no symbolic or hard links, and cannot keep a file without a name: such calls are refused.
 
-#![forbid(unsafe_code)]
-
 use super::block::{BlockDevice, BlockError, Durability};
 use super::blocking;
 use super::error::{FeatureSet, FsError, ReadOnlyReason, Structure, Unsupported};

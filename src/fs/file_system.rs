@@ -261,6 +261,10 @@ pub trait FileSystem: Send + Sync {
     /// Returns when everything is durable. A kernel thread calls this every few seconds: it costs nothing when nothing
     /// has changed, else it commits all changes since the last time together.
     fn sync(&self) -> Result<(), FsError>;
+    /// Tells the device which bytes nothing uses, and says how many they are.
+    fn trim(&self) -> Result<u64, FsError> {
+        Err(FsError::NotOffered)
+    }
     /// Makes everything durable and marks the file system clean. Open files without a name are removed. Afterwards
     /// nothing can be written; calling it again does nothing.
     fn unmount(&self) -> Result<(), FsError>;

@@ -3,7 +3,7 @@
 //! Facts: the UEFI specification, chapter "GUID Partition Table (GPT) Disk Layout", for both tables.
 
 use super::block::{BlockDevice, BlockError, Properties, Refusal, Refused, Request, SECTOR_SIZE};
-use super::blocking;
+use super::{blocking, checksum_agrees};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -230,7 +230,7 @@ fn gpt_at(
     }
     let stored = le32(&header, 16);
     header[16..20].fill(0);
-    if crc32(&header[..header_size]) != stored || le64(&header, 24) != sector {
+    if !checksum_agrees(stored, crc32(&header[..header_size])) || le64(&header, 24) != sector {
         return Err(wrong);
     }
     let (count, entry_size) = (le32(&header, 80), le32(&header, 84));
@@ -249,7 +249,7 @@ fn gpt_at(
     }
     let table = blocking::read(device, start, read_len as usize)?;
     let table = &table[..table_len as usize];
-    if crc32(table) != le32(&header, 88) {
+    if !checksum_agrees(le32(&header, 88), crc32(table)) {
         return Err(wrong);
     }
     let mut entries = Vec::new();

@@ -64,8 +64,9 @@ impl SimDisk {
             max_request: 1 << 20,
             is_read_only: false,
             has_flush: true,
-            has_discard: true,
-            has_write_zeroes: false,
+            // So small that a test of megabytes has to take several.
+            max_discard: 64 << 10,
+            max_write_zeroes: 0,
         };
         let state = State {
             bytes,
@@ -217,8 +218,14 @@ impl State {
                     durability,
                 });
             }
+            // Nonsense written over the bytes, some time before the next flush.
+            Operation::Discard { len } => self.record.push(Event::Write {
+                offset,
+                bytes: self.bytes[offset as usize..(offset + len) as usize].to_vec(),
+                durability: Durability::Cached,
+            }),
             Operation::Flush => self.record.push(Event::Flush),
-            Operation::Read | Operation::Discard { .. } | Operation::WriteZeroes { .. } => {}
+            Operation::Read | Operation::WriteZeroes { .. } => {}
         }
         Ok(())
     }

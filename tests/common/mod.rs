@@ -46,6 +46,7 @@ pub const OPTION_SETS: [(&str, &[&str]); 13] = [
 
 pub mod machine;
 pub mod model;
+pub mod targets;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
@@ -129,6 +130,22 @@ pub fn debugfs(image: &[u8], command: &str) -> Vec<u8> {
     let path = scratch.0.join("image");
     std::fs::write(&path, image).unwrap();
     run("debugfs", &["-R", command, path.to_str().unwrap()]).stdout
+}
+
+/// Files with every structure of ext4, to be damaged.
+pub fn hostile_source() -> Scratch {
+    let scratch = Scratch::new();
+    std::fs::create_dir_all(scratch.0.join("directory/below")).unwrap();
+    for i in 0..150 {
+        let name = format!("directory/file number {i:03} with a long name");
+        std::fs::write(scratch.0.join(name), vec![i as u8; i * 50]).unwrap();
+    }
+    let sparse = std::fs::File::create(scratch.0.join("sparse")).unwrap();
+    for i in 0..40 {
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", i * 100_000).unwrap();
+    }
+    std::os::unix::fs::symlink("x".repeat(100), scratch.0.join("link")).unwrap();
+    scratch
 }
 
 pub fn clock() -> Timestamp {

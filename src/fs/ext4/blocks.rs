@@ -179,7 +179,7 @@ impl Volume {
     }
 
     /// The group's bitmap, with what is not for use yet counted as used.
-    fn usable(&mut self, group: u32) -> Result<Vec<u8>, FsError> {
+    pub(super) fn usable(&mut self, group: u32) -> Result<Vec<u8>, FsError> {
         let descriptor = self.descriptor(group)?;
         let mut bits = self.block_bitmap(group, &descriptor)?.to_vec();
         let start = self.superblock.group_start(group);

@@ -8,6 +8,7 @@ use super::htree::{self, IndexBlock};
 use super::inode::{INDEX, Inode};
 use super::store::Block;
 use super::volume::Volume;
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
 use crate::fs::{Cursor, DirectoryEntry, FileId, FileKind};
 use alloc::vec::Vec;
@@ -288,7 +289,7 @@ fn check_block(
 ) -> Result<(), FsError> {
     if has_tree && (is_first || htree::is_node(bytes)) {
         return match htree::checksum(bytes, is_first, seed) {
-            Some((place, checksum)) if le32(bytes, place) == checksum => Ok(()),
+            Some((place, checksum)) if checksum_agrees(le32(bytes, place), checksum) => Ok(()),
             _ => Err(FsError::corrupt(Structure::HashTreeChecksum, at, 0)),
         };
     }

@@ -5,6 +5,7 @@
 use super::bytes::{le16, le32, put_le16, put_le32};
 use super::checksum::crc32c;
 use crate::fs::FileKind;
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
 
 /// Bytes before the name.
@@ -185,7 +186,7 @@ pub(super) fn has_tail(block: &[u8]) -> bool {
 /// Whether the checksum at the end of the block is right.
 pub(super) fn checksum_matches(block: &[u8], seed: u32) -> bool {
     let end = block.len() - TAIL;
-    has_tail(block) && le32(block, block.len() - 4) == crc32c(seed, &block[..end])
+    has_tail(block) && checksum_agrees(le32(block, end + 8), crc32c(seed, &block[..end]))
 }
 
 /// Writes the checksum at the end of the block.

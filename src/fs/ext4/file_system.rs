@@ -220,6 +220,10 @@ impl FileSystem for Ext4 {
         self.volume.lock().sync()
     }
 
+    fn trim(&self) -> Result<u64, FsError> {
+        self.discard_free()
+    }
+
     fn unmount(&self) -> Result<(), FsError> {
         self.volume.lock().unmount()
     }

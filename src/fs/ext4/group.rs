@@ -6,6 +6,7 @@ use super::bytes::{halves16, halves32, le16, le32, put_le16};
 use super::checksum::{crc16, crc32c};
 use super::features::RO_COMPAT_GDT_CSUM;
 use super::superblock::Superblock;
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
 
 /// The inode bitmap was never written, and is all free.
@@ -39,7 +40,7 @@ impl Descriptor {
     ) -> Result<Self, FsError> {
         if has_checksum(superblock) {
             let checksum = checksum(bytes, group, superblock);
-            if checksum != le16(bytes, CHECKSUM) {
+            if !checksum_agrees(le16(bytes, CHECKSUM), checksum) {
                 let structure = Structure::GroupDescriptorChecksum;
                 return Err(FsError::corrupt(structure, group.into(), checksum.into()));
             }
@@ -124,7 +125,7 @@ pub(super) fn bitmap_checksum_matches(stored: u32, bitmap: &[u8], superblock: &S
     } else {
         0xffff
     };
-    !superblock.has_checksums() || (stored ^ checksum) & mask == 0
+    !superblock.has_checksums() || checksum_agrees(stored & mask, checksum & mask)
 }
 
 /// The checksum of a bitmap, given without its padding.

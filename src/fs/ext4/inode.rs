@@ -5,6 +5,7 @@
 use super::bytes::{halves16, halves32, le16, le32, put_le16, put_le32};
 use super::checksum::crc32c;
 use super::superblock::Superblock;
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
 use crate::fs::{FileKind, Timestamp};
 use alloc::vec::Vec;
@@ -73,7 +74,7 @@ impl Inode {
             } else {
                 0xffff
             };
-            if (checksum ^ stored) & mask != 0 {
+            if !checksum_agrees(stored & mask, checksum & mask) {
                 return Err(FsError::corrupt(
                     Structure::InodeChecksum,
                     number.into(),

@@ -5,6 +5,7 @@ use super::extent::{self, Entries, Node, Run};
 use super::inode::{EXTENTS, Inode};
 use super::store::Block;
 use super::volume::Volume;
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
 use alloc::vec::Vec;
 
@@ -100,7 +101,7 @@ impl Volume {
                 return Ok(());
             };
             let (at, checksum) = extent::checksum(bytes, seed);
-            if le32(bytes, at) == checksum {
+            if checksum_agrees(le32(bytes, at), checksum) {
                 return Ok(());
             }
             Err(FsError::corrupt(

@@ -29,8 +29,6 @@
 //! Every number from the medium is checked where it is read, every loop is bounded by a checked number, and trees are
 //! descended by a depth that must fall by one with each level.
 
-#![forbid(unsafe_code)]
-
 mod bitmap;
 mod blocks;
 mod bytes;
@@ -58,6 +56,7 @@ mod read;
 mod store;
 mod superblock;
 mod tree;
+mod trim;
 mod truncate;
 mod volume;
 mod write;

@@ -10,6 +10,7 @@ use super::inode::Inode;
 use super::superblock::{FEATURE_RO_COMPAT, LAST_ORPHAN};
 use super::volume::Volume;
 use crate::fs::FileKind;
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
 use alloc::vec::Vec;
 
@@ -123,7 +124,8 @@ impl Volume {
         let tail = bytes.len() - 8;
         let checksum =
             |bytes: &[u8], seed| crc32c(crc32c(seed, &place.to_le_bytes()), &bytes[..tail]);
-        let is_whole = seed.is_none_or(|seed| checksum(&bytes, seed) == le32(&bytes, tail + 4));
+        let is_whole =
+            seed.is_none_or(|seed| checksum_agrees(le32(&bytes, tail + 4), checksum(&bytes, seed)));
         if le32(&bytes, tail) != FILE_MAGIC || !is_whole {
             return Err(FsError::corrupt(
                 Structure::OrphanFile,

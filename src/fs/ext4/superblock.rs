@@ -8,6 +8,7 @@ use super::features::{
     COMPAT_SPARSE_SUPER2, Features, INCOMPAT_64BIT, INCOMPAT_CSUM_SEED, INCOMPAT_FLEX_BG,
     INCOMPAT_META_BG, RO_COMPAT_BIGALLOC, RO_COMPAT_METADATA_CSUM, RO_COMPAT_SPARSE_SUPER,
 };
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FeatureSet, FsError, Structure, Unsupported};
 
 /// Bytes in a superblock.
@@ -90,7 +91,7 @@ impl Superblock {
         }
         if features.has_ro_compat(RO_COMPAT_METADATA_CSUM) {
             let checksum = crc32c(START, &bytes[..CHECKSUM]);
-            if checksum != le32(bytes, CHECKSUM) {
+            if !checksum_agrees(le32(bytes, CHECKSUM), checksum) {
                 return Err(FsError::corrupt(
                     Structure::SuperblockChecksum,
                     0,

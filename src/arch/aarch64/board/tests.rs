@@ -442,7 +442,7 @@ fn mutations() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 4096, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::test_runner::Config { cases: if cfg!(miri) { 4 } else { 4096 }, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_damaged_tree_is_read_or_refused_but_never_a_panic(is_pi: bool, damage in mutations()) {

@@ -2,6 +2,7 @@
 //!
 //! Facts: kernel.org, "ext4 Data Structures and Algorithms", "Journal (jbd2)".
 
+use crate::fs::checksum_agrees;
 use crate::fs::error::{FeatureSet, FsError, Structure, Unsupported};
 use crate::fs::ext4::bytes::{be16, be32, be64, halves32, put_be16, put_be32, put_be64};
 use crate::fs::ext4::checksum::{START, crc32c};
@@ -101,7 +102,7 @@ impl JournalSuperblock {
                 return wrong(0x50, block[0x50].into());
             }
             let stored = be32(block, SUPERBLOCK_CHECKSUM);
-            if superblock_checksum(block) != stored {
+            if !checksum_agrees(stored, superblock_checksum(block)) {
                 return wrong(SUPERBLOCK_CHECKSUM as u64, stored);
             }
         }
@@ -222,7 +223,7 @@ impl Format {
     /// Whether the checksum at the end of a descriptor or revoke block is right.
     pub(super) fn tail_matches(self, block: &[u8]) -> bool {
         self.checksums == Checksums::None
-            || be32(block, block.len() - 4) == self.tail_checksum(block)
+            || checksum_agrees(be32(block, block.len() - 4), self.tail_checksum(block))
     }
 
     fn tail_checksum(self, block: &[u8]) -> u32 {
@@ -329,8 +330,8 @@ impl Format {
         let checksum = self.data_checksum(sequence, data);
         match self.checksums {
             Checksums::None => true,
-            Checksums::V2 => tag.checksum == checksum & 0xffff,
-            Checksums::V3 => tag.checksum == checksum,
+            Checksums::V2 => checksum_agrees(tag.checksum, checksum & 0xffff),
+            Checksums::V3 => checksum_agrees(tag.checksum, checksum),
         }
     }
 
@@ -407,7 +408,7 @@ impl Format {
             return true;
         }
         let crc = crc32c(crc32c(self.seed, &block[..0x10]), &[0; 4]);
-        crc32c(crc, &block[0x14..]) == be32(block, 0x10)
+        checksum_agrees(be32(block, 0x10), crc32c(crc, &block[0x14..]))
     }
 }
 

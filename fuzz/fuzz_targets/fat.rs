@@ -1,0 +1,17 @@
+//! A FAT volume: looked at in full, and changed.
+#![no_main]
+
+#[path = "../../tests/common/targets.rs"]
+mod targets;
+
+use libfuzzer_sys::fuzz_target;
+use std::sync::LazyLock;
+
+static BASES: LazyLock<Vec<targets::Base>> =
+    LazyLock::new(|| targets::seeds("fat", targets::Base::new));
+
+fuzz_target!(|data: &[u8]| {
+    if let Some(bytes) = targets::chosen(&BASES, data) {
+        targets::fat(bytes, data);
+    }
+});
