@@ -4,6 +4,7 @@ pub mod bcm_dma;
 pub mod dma;
 pub mod sd;
 pub mod sdhci;
+pub mod throttling;
 
 #[cfg(target_os = "none")]
 pub mod gpio;

@@ -141,6 +141,7 @@ impl SdDisk {
                 // The tests' wish; what cannot be was refused to them.
                 card.host.set_method(served.method());
                 let outcome = card.serve(&mut request);
+                // Before whoever waits for it looks.
                 served.served.fetch_add(1, Ordering::Relaxed);
                 request.complete(outcome);
             }
@@ -165,6 +166,16 @@ impl SdDisk {
     /// Interrupts of its host, where it has any.
     pub fn interrupts(&self) -> Option<u64> {
         self.port.has_interrupt().then(|| self.port.interrupts())
+    }
+
+    /// Whether every step waits for its interrupt, as a test may want it.
+    pub fn set_always_sleeps(&self, always: bool) {
+        self.port.set_always_sleeps(always);
+    }
+
+    /// Bytes of cache lines that were cleaned, and invalidated, for its transfers.
+    pub fn maintained(&self) -> (u64, u64) {
+        self.port.maintained()
     }
 
     /// Requests that were served.

@@ -109,11 +109,12 @@ impl Dma {
             })
     }
 
-    /// Hands all segments to `maintain`.
-    fn maintain(&self, maintain: fn(VirtAddr, u64)) {
-        for segment in &self.gathered.segments {
-            maintain(VirtAddr(segment.address as u64), segment.len as u64);
-        }
+    /// Hands all segments to `maintain`, and says how many bytes of lines it had to do with.
+    fn maintain(&self, maintain: fn(VirtAddr, u64) -> u64) -> u64 {
+        let segments = self.gathered.segments.iter();
+        segments
+            .map(|segment| maintain(VirtAddr(segment.address as u64), segment.len as u64))
+            .sum()
     }
 
     /// Copies what is bounced, there or back.
@@ -130,8 +131,8 @@ impl Dma {
         }
     }
 
-    /// Writes the table for the device, and brings it to memory.
-    fn describe(&mut self, method: Method, way: Way) {
+    /// Writes the table for the device, and brings it to memory; says how many bytes of lines that is.
+    fn describe(&mut self, method: Method, way: Way) -> u64 {
         let segments = &self.gathered.segments;
         let words = match method {
             Method::Adma2 => adma::describe(segments, self.table),
@@ -139,9 +140,9 @@ impl Dma {
                 let (port, bus) = (self.port, self.table_bus);
                 bcm_dma::describe(segments, way, port, DREQ_EMMC, bus, self.table)
             }
-            Method::Sdma | Method::Pio => return,
+            Method::Sdma | Method::Pio => return 0,
         };
-        cache::clean(VirtAddr(self.table.as_ptr() as u64), 4 * words as u64);
+        cache::clean(VirtAddr(self.table.as_ptr() as u64), 4 * words as u64)
     }
 }
 
@@ -187,14 +188,15 @@ impl Sdhci {
     fn prepare(&mut self, method: Method, way: Way, blocks: &mut Blocks<'_>) -> usize {
         let Some(dma) = &mut self.dma else { return 0 };
         let count = dma.gather(method, blocks);
-        match way {
+        let (cleaned, invalidated) = match way {
             Way::Write => {
                 dma.copy(way, blocks);
-                dma.maintain(cache::clean);
+                (dma.maintain(cache::clean), 0)
             }
-            Way::Read => dma.maintain(cache::invalidate),
-        }
-        dma.describe(method, way);
+            Way::Read => (0, dma.maintain(cache::invalidate)),
+        };
+        let cleaned = cleaned + dma.describe(method, way);
+        self.port.count_maintenance(cleaned, invalidated);
         let (table, first) = (dma.table_bus, dma.gathered.segments.first());
         let first = first.map_or(0, |segment| segment.bus);
         match method {
@@ -257,7 +259,8 @@ impl Sdhci {
                 .map_err(|state| BusError::Dma(index, state))?;
         }
         if way == Way::Read {
-            dma.maintain(cache::invalidate);
+            let invalidated = dma.maintain(cache::invalidate);
+            self.port.count_maintenance(0, invalidated);
             dma.copy(way, blocks);
         }
         Ok(())

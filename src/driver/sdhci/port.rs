@@ -40,6 +40,9 @@ pub struct Port {
     has_interrupt: AtomicBool,
     interrupts: AtomicU64,
     missed: AtomicU32,
+    /// Bytes of cache lines.
+    cleaned: AtomicU64,
+    invalidated: AtomicU64,
     /// What has to pass between two writes, in microseconds.
     gap_us: AtomicU64,
     /// The self-test's wish: an interrupt is waited for even where the status says enough.
@@ -64,6 +67,8 @@ impl Port {
             has_interrupt: AtomicBool::new(false),
             interrupts: AtomicU64::new(0),
             missed: AtomicU32::new(0),
+            cleaned: AtomicU64::new(0),
+            invalidated: AtomicU64::new(0),
             gap_us: AtomicU64::new(0),
             always_sleeps: AtomicBool::new(false),
             waiting: SpinLock::new(()),
@@ -90,6 +95,17 @@ impl Port {
     /// Interrupts that came.
     pub fn interrupts(&self) -> u64 {
         self.interrupts.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of cache lines that were cleaned, and invalidated, for transfers.
+    pub fn maintained(&self) -> (u64, u64) {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (load(&self.cleaned), load(&self.invalidated))
+    }
+
+    pub(super) fn count_maintenance(&self, cleaned: u64, invalidated: u64) {
+        self.cleaned.fetch_add(cleaned, Ordering::Relaxed);
+        self.invalidated.fetch_add(invalidated, Ordering::Relaxed);
     }
 
     /// Whether completion is told by interrupt.

@@ -1,0 +1,204 @@
+//! SD cards: every way to move their blocks moves the same, caches are maintained, interrupts come.
+
+use crate::disk;
+use crate::driver::sd::blocks::BLOCK_SIZE;
+use crate::driver::sd::disk::SdDisk;
+use crate::driver::sdhci::Method;
+use crate::fs::block::{
+    BlockDevice, BlockError, Buffer, Completion, Durability, Operation, Refused, Request,
+};
+use crate::selftest;
+use crate::sync::{SpinLock, WaitQueue};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Bytes that begin somewhere in other memory, whose edges are not to change.
+struct Shifted {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+/// What lies around a buffer.
+const EDGE: u8 = 0xe7;
+
+impl Shifted {
+    fn new(shift: usize, len: usize, fill: impl Fn(usize) -> u8) -> Self {
+        let mut bytes = alloc::vec![EDGE; len + 8192];
+        let start = bytes.as_ptr().align_offset(4096) + shift;
+        for (i, byte) in bytes[start..start + len].iter_mut().enumerate() {
+            *byte = fill(i);
+        }
+        Self { bytes, start, len }
+    }
+}
+
+impl Buffer for Shifted {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn address(&self) -> *const u8 {
+        self.bytes[self.start..].as_ptr()
+    }
+
+    fn copy_out(&self, at: usize, bytes: &mut [u8]) {
+        let from = self.start + at;
+        bytes.copy_from_slice(&self.bytes[from..from + bytes.len()]);
+    }
+
+    fn copy_in(&mut self, at: usize, bytes: &[u8]) {
+        let from = self.start + at;
+        self.bytes[from..from + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The bytes; edges that were changed are a failure.
+    fn into_bytes(self: Box<Self>) -> Option<Vec<u8>> {
+        let mut bytes = self.bytes;
+        let rest = bytes.split_off(self.start + self.len);
+        let own = bytes.split_off(self.start);
+        let is_whole = bytes.iter().chain(&rest).all(|byte| *byte == EDGE);
+        is_whole.then_some(own)
+    }
+}
+
+/// Transfers from or to `buffers`, and gives them back.
+fn transfer(
+    card: &SdDisk,
+    operation: Operation,
+    block: u64,
+    buffers: Vec<Box<dyn Buffer>>,
+) -> Result<Vec<Box<dyn Buffer>>, BlockError> {
+    let arrived = Arc::new((SpinLock::new(None::<Completion>), WaitQueue::new()));
+    let place = arrived.clone();
+    let mut request = Request {
+        operation,
+        offset: block * BLOCK_SIZE as u64,
+        buffers,
+        on_completion: Box::new(move |completion| {
+            *place.0.lock() = Some(completion);
+            place.1.wake_all();
+        }),
+    };
+    while let Err(Refused { request: back, .. }) = card.submit(request) {
+        request = back;
+        card.poll();
+    }
+    let mut guard = arrived.0.lock();
+    loop {
+        if let Some(completion) = guard.take() {
+            completion.result?;
+            return Ok(completion.buffers);
+        }
+        guard = arrived.1.wait(guard);
+    }
+}
+
+/// Reads into memory that lies as `parts` say (shift from a page's start, blocks), full of a pattern before.
+fn read(card: &SdDisk, block: u64, parts: &[(usize, usize)], pattern: u8) -> Vec<u8> {
+    let buffer = |&(shift, blocks): &(usize, usize)| {
+        let fill = |i: usize| pattern ^ (i % 251) as u8;
+        Box::new(Shifted::new(shift, blocks * BLOCK_SIZE, fill)) as Box<dyn Buffer>
+    };
+    let buffers = parts.iter().map(buffer).collect();
+    let buffers = transfer(card, Operation::Read, block, buffers).expect("a read");
+    let bytes = buffers.into_iter();
+    bytes
+        .flat_map(|buffer| buffer.into_bytes().expect("edges are as they were"))
+        .collect()
+}
+
+/// Runs `f` with the card's blocks moved by `method`.
+fn with_method<R>(card: &SdDisk, method: Method, f: impl FnOnce() -> R) -> R {
+    let usual = card.method();
+    card.set_method(method);
+    let result = f();
+    card.set_method(usual);
+    result
+}
+
+/// Whether DMA and the processor agree on the first and the last blocks of the card, with patterns of the processor's in
+/// memory before, in whole pages, in parts of cache lines, and in many pieces.
+pub(super) fn patterns_agree(card: &SdDisk) -> bool {
+    const LAYOUTS: [&[(usize, usize)]; 4] = [
+        &[(0, 64)],
+        &[(16, 64)],
+        &[(0, 8), (64, 1), (4032, 3), (8, 20), (0, 32)],
+        &[(48, 1), (0, 63)],
+    ];
+    let last = card.properties().capacity / BLOCK_SIZE as u64 - 64;
+    [0, last].iter().all(|block| {
+        let expected = with_method(card, Method::Pio, || read(card, *block, &[(0, 64)], 0));
+        (0..3).all(|round| {
+            let mut layouts = LAYOUTS.iter();
+            layouts.all(|parts| read(card, *block, parts, 0x55 << round) == expected)
+        })
+    })
+}
+
+/// Interrupts that came for two transfers whose every step waits for one; `None` where it is polled.
+pub(super) fn interrupts_of_two_reads(card: &SdDisk) -> Option<u64> {
+    let before = card.interrupts()?;
+    card.set_always_sleeps(true);
+    for _ in 0..2 {
+        read(card, 0, &[(0, 8)], 0);
+    }
+    card.set_always_sleeps(false);
+    Some(card.interrupts()? - before)
+}
+
+selftest!(fn methods_agree() "SD card: DMA and the processor read the same, whatever was in memory" {
+    for (name, card) in disk::cards() {
+        assert!(patterns_agree(&card), "{name}, {}", card.method());
+    }
+});
+
+selftest!(fn interrupts_come() "SD card: its interrupts come" {
+    for (name, card) in disk::cards() {
+        let came = interrupts_of_two_reads(&card).expect("it is not polled");
+        // Of each: the command, its data, whether the card is ready.
+        assert!(came >= 6, "{name}: {came}");
+    }
+});
+
+/// What a transfer of `len` bytes costs in maintenance, if nothing is forgotten: bytes cleaned, and invalidated.
+fn maintenance(method: Method, operation: Operation, len: u64) -> (u64, u64) {
+    // The table is one line, or two descriptors that share one.
+    let table = match method {
+        Method::Pio => return (0, 0),
+        Method::Sdma => 0,
+        Method::Adma2 | Method::Engine => 64,
+    };
+    match operation {
+        Operation::Read => (table, 2 * len),
+        _ => (len + table, 0),
+    }
+}
+
+selftest!(fn maintenance_is_complete() "SD card: caches are maintained around every transfer" {
+    for (name, card) in disk::cards() {
+        let methods = [card.method(), Method::Pio];
+        for (method, shift) in methods.into_iter().flat_map(|m| [(m, 0), (m, 16)]) {
+            let mut operations = alloc::vec![Operation::Read];
+            if !card.properties().is_read_only {
+                operations.push(Operation::Write(Durability::Cached));
+            }
+            // What is in the second block is nobody's that runs; it is written as it was.
+            let old = read(&card, 1, &[(0, 1)], 0);
+            for operation in operations {
+                let expected = maintenance(method, operation, BLOCK_SIZE as u64);
+                // Somebody else may use the card meanwhile.
+                let is_right = (0..20).any(|_| {
+                    let (served, before) = (card.served(), card.maintained());
+                    let buffer = Shifted::new(shift, BLOCK_SIZE, |i| old[i]);
+                    let buffers: Vec<Box<dyn Buffer>> = Vec::from([Box::new(buffer) as _]);
+                    with_method(&card, method, || transfer(&card, operation, 1, buffers)).expect("a transfer");
+                    let after = card.maintained();
+                    card.served() == served + 1 && (after.0 - before.0, after.1 - before.1) == expected
+                });
+                assert!(is_right, "{name}: {method}, {operation:?}, at {shift}: not {expected:?}");
+            }
+        }
+    }
+});
