@@ -314,7 +314,7 @@ fn name(prefix: &str, index: usize) -> String {
 /// Adds a disk and its partitions.
 fn add(name: String, device: Arc<dyn BlockDevice>) {
     let partitions = partition::find(&*device).unwrap_or_else(|error| {
-        println!("pinfold: {name}: its partitions cannot be read: {error:?}");
+        println!("pinfold: {name}: its partitions cannot be read: {error}");
         Vec::new()
     });
     let separator = if name.ends_with(|c: char| c.is_ascii_digit()) {

@@ -223,17 +223,23 @@ impl<H: Host> Card<H> {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
+            if error == CardError::NoCard {
+                return Err(self.lose(error));
+            }
             log::warn!("SD card, byte {offset}, attempt {attempt}: {error}");
             // Of what the card itself refuses, another attempt makes nothing else.
             if attempt >= ATTEMPTS || matches!(error, CardError::Status(_)) && attempt > 1 {
                 return Err(error.of_request(offset));
             }
-            if let Err(error) = self.recover(error, attempt) {
-                log::warn!("SD card: {error}");
-                if matches!(error, CardError::NoCard | CardError::OtherCard) {
-                    self.lose(error);
+            match self.recover(error, attempt) {
+                Ok(()) => {}
+                Err(error @ (CardError::NoCard | CardError::OtherCard)) => {
+                    return Err(self.lose(error));
                 }
-                return Err(error.of_request(offset));
+                Err(error) => {
+                    log::warn!("SD card: {error}");
+                    return Err(error.of_request(offset));
+                }
             }
         }
         unreachable!("an attempt is the last")
@@ -262,11 +268,13 @@ impl<H: Host> Card<H> {
         self.configure()
     }
 
-    fn lose(&mut self, error: CardError) {
+    /// Told once: the card is gone.
+    fn lose(&mut self, error: CardError) -> BlockError {
         if self.gone_at.is_none() {
             log::error!("the SD card is gone ({error}); what needs it fails until it is back");
         }
         self.gone_at = Some(self.host.now_us());
+        BlockError::Removed
     }
 
     /// Of a card that is gone: whether it is back.
@@ -283,10 +291,7 @@ impl<H: Host> Card<H> {
                 self.gone_at = None;
                 Ok(())
             }
-            Err(error) => {
-                self.lose(error);
-                Err(BlockError::Removed)
-            }
+            Err(error) => Err(self.lose(error)),
         }
     }
 

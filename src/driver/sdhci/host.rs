@@ -423,10 +423,12 @@ impl Host for Sdhci {
         // While a card goes in or out the contact bounces; that ends.
         wait(COMMAND_LIMIT_US, || present.is_set(Present::IS_STABLE));
         if present.is_set(Present::IS_INSERTED) {
-            Slot::Card
-        } else {
-            Slot::Empty
+            return Slot::Card;
         }
+        // QEMU sees no card come before it was said that the last one is known to be gone.
+        let seen = Status::IS_IN::SET + Status::IS_OUT::SET;
+        self.write(|registers| registers.status.write(seen));
+        Slot::Empty
     }
 
     fn is_locked(&self) -> bool {
