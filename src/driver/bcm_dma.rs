@@ -154,6 +154,7 @@ mod channel {
         }
 
         /// Stops, whatever it does: it touches no memory any more.
+        #[inline(never)]
         pub fn stop(&self) {
             self.write(CONTROL, RESET);
             let limit = timer::now() + timer::ticks_from_us(END_LIMIT_US);

@@ -126,18 +126,21 @@ impl Mailbox {
     }
 
     /// What board it is, as Raspberry Pi codes it ("Raspberry Pi revision codes").
+    #[inline(never)]
     pub fn board_revision(&mut self) -> Result<u32, MailboxError> {
         let [revision] = self.ask(TAG_BOARD_REVISION, [0])?;
         Ok(revision)
     }
 
     /// How fast a clock runs, in Hz.
+    #[inline(never)]
     pub fn clock_rate(&mut self, clock: Clock) -> Result<u32, MailboxError> {
         let [_clock, hz] = self.ask(TAG_CLOCK_RATE, [clock as u32, 0])?;
         Ok(hz)
     }
 
     /// How hot the chip is, in thousandths of a degree Celsius.
+    #[inline(never)]
     pub fn temperature(&mut self) -> Result<u32, MailboxError> {
         let [_sensor, millidegrees] = self.ask(TAG_TEMPERATURE, [0, 0])?;
         Ok(millidegrees)
@@ -145,6 +148,7 @@ impl Mailbox {
 
     /// Why the chip is slowed down, or was: bit 0 too little voltage, 1 frequency capped, 2 throttled, 3 near the limit
     /// of temperature; the same from bit 16 on since power-on.
+    #[inline(never)]
     pub fn throttled(&mut self) -> Result<u32, MailboxError> {
         let [state] = self.ask(TAG_THROTTLED, [0])?;
         Ok(state)
@@ -167,6 +171,7 @@ impl Mailbox {
     }
 
     /// Sets the level of a pin that only the VideoCore reaches (the expander of a Raspberry Pi 3).
+    #[inline(never)]
     pub fn set_firmware_pin(&mut self, pin: u32, is_high: bool) -> Result<(), MailboxError> {
         const FIRST: u32 = 128;
         let _ = self.ask(TAG_SET_FIRMWARE_PIN, [FIRST + pin, u32::from(is_high)])?;
@@ -214,6 +219,7 @@ impl Mailbox {
     }
 
     /// Sends a buffer with `tag` and the `room` words after its head; says how many bytes were answered there.
+    #[inline(never)]
     fn exchange(&self, buffer: &mut [u32], tag: u32, room: usize) -> Result<usize, MailboxError> {
         let head = [4 * buffer.len() as u32, 0, tag, 4 * room as u32, 0];
         buffer[..HEAD].copy_from_slice(&head);

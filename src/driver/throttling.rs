@@ -17,24 +17,30 @@ const REASONS: [&str; 4] = [
 
 impl fmt::Display for Throttling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut is_first = true;
-        for (when, shift) in [("now", 0), ("has occurred", 16)] {
-            let mut separator = if is_first { "" } else { "; " };
-            let mut head = when;
-            for (bit, reason) in REASONS.iter().enumerate() {
-                if self.0 >> (shift + bit) & 1 != 0 {
-                    let colon = if head.is_empty() { "" } else { ": " };
-                    write!(f, "{separator}{head}{colon}{reason}")?;
-                    (separator, head, is_first) = (", ", "", false);
-                }
+        let [now, occurred] = [self.0, self.0 >> 16].map(|state| state & 0xf);
+        match (now, occurred) {
+            (0, 0) => f.write_str("never"),
+            (_, 0) => list(f, "now: ", now),
+            (0, _) => list(f, "has occurred: ", occurred),
+            _ => {
+                list(f, "now: ", now)?;
+                list(f, "; has occurred: ", occurred)
             }
         }
-        if is_first {
-            f.write_str("never")
-        } else {
-            Ok(())
+    }
+}
+
+#[inline(never)]
+fn list(f: &mut fmt::Formatter<'_>, head: &str, state: u32) -> fmt::Result {
+    let mut before = head;
+    for (bit, reason) in REASONS.iter().enumerate() {
+        if state >> bit & 1 != 0 {
+            f.write_str(before)?;
+            f.write_str(reason)?;
+            before = ", ";
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -78,6 +78,7 @@ pub(super) fn report() -> Option<Summary> {
 }
 
 /// What the VideoCore says of the chip.
+#[inline(never)]
 fn chip(mailbox: &mut Mailbox) -> String {
     let temperature = mailbox.temperature().map_or_else(
         |error| alloc::format!("temperature: {error}"),
@@ -91,6 +92,7 @@ fn chip(mailbox: &mut Mailbox) -> String {
 }
 
 /// Interrupts and caches.
+#[inline(never)]
 fn health(card: &SdDisk) -> String {
     let interrupts = match sd::interrupts_of_two_reads(card) {
         Some(count) if count > 0 => "interrupts come",

@@ -16,6 +16,7 @@ fn line_size() -> u64 {
 macro_rules! maintain {
     ($(#[$doc:meta])* $name:ident, $operation:literal) => {
         $(#[$doc])*
+        #[inline(never)]
         pub fn $name(start: VirtAddr, len: u64) -> u64 {
             let line = line_size();
             let first = start.0 & !(line - 1);

@@ -246,6 +246,7 @@ impl<H: Host> Card<H> {
     }
 
     /// Makes the card ready for another attempt.
+    #[inline(never)]
     fn recover(&mut self, error: CardError, attempt: u32) -> Result<(), CardError> {
         match error {
             CardError::Bus(BusError::Damaged(_)) if attempt == 1 => return self.settle(),
@@ -257,6 +258,7 @@ impl<H: Host> Card<H> {
     }
 
     /// Sets the card up anew, if it is the one that it was.
+    #[inline(never)]
     fn return_to_work(&mut self) -> Result<(), CardError> {
         let cid = self.identify().map_err(|error| match error {
             CardError::Bus(BusError::NoAnswer(_)) => CardError::NoCard,
@@ -269,6 +271,7 @@ impl<H: Host> Card<H> {
     }
 
     /// Told once: the card is gone.
+    #[inline(never)]
     fn lose(&mut self, error: CardError) -> BlockError {
         if self.gone_at.is_none() {
             log::error!("the SD card is gone ({error}); what needs it fails until it is back");
@@ -296,6 +299,7 @@ impl<H: Host> Card<H> {
     }
 
     /// From whatever state to where it has an address: says who it is.
+    #[inline(never)]
     fn identify(&mut self) -> Result<LongRegister, CardError> {
         if self.host.slot() == Slot::Empty {
             return Err(CardError::NoCard);
@@ -311,6 +315,7 @@ impl<H: Host> Card<H> {
     }
 
     /// From there to the transfer state, with as many lines and as fast as card and host can.
+    #[inline(never)]
     fn configure(&mut self) -> Result<(), CardError> {
         self.csd = self.plain(SEND_CSD, self.address, Response::Long)?;
         self.plain(SELECT_CARD, self.address, Response::ShortBusy)?;
@@ -465,6 +470,7 @@ impl<H: Host> Card<H> {
         Ok(())
     }
 
+    #[inline(never)]
     fn erase(&mut self, offset: u64, len: u64) -> Result<(), CardError> {
         let end = offset + len;
         let mut at = offset;
@@ -482,6 +488,7 @@ impl<H: Host> Card<H> {
     }
 
     /// Empties the cache, if there is one.
+    #[inline(never)]
     fn flush(&mut self) -> Result<(), CardError> {
         let Some(extension) = self.cache else {
             return Ok(());
@@ -505,6 +512,7 @@ impl<H: Host> Card<H> {
     }
 
     /// Ends what a command that failed may have begun. Errors it left in the status are read, and so forgotten.
+    #[inline(never)]
     fn settle(&mut self) -> Result<(), CardError> {
         // A card that sends nothing does not know what is to be stopped.
         let _ = self.plain(STOP_TRANSMISSION, 0, Response::ShortBusy);
@@ -512,6 +520,7 @@ impl<H: Host> Card<H> {
         self.wait_until_ready(BUSY_LIMIT_US)
     }
 
+    #[inline(never)]
     fn wait_until_ready(&mut self, limit_us: u64) -> Result<(), CardError> {
         let limit = self.host.now_us() + limit_us;
         let mut pause_us = 0;
@@ -528,6 +537,7 @@ impl<H: Host> Card<H> {
         }
     }
 
+    #[inline(never)]
     fn plain(
         &mut self,
         index: u8,
@@ -542,12 +552,14 @@ impl<H: Host> Card<H> {
     }
 
     /// A command with a short answer.
+    #[inline(never)]
     fn short(&mut self, index: u8, argument: u32) -> Result<u32, CardError> {
         let LongRegister([answer, ..]) = self.plain(index, argument, Response::Short)?;
         Ok(answer)
     }
 
     /// A command that the card answers with its status.
+    #[inline(never)]
     fn checked(&mut self, index: u8, argument: u32) -> Result<u32, CardError> {
         let status = self.short(index, argument)?;
         check(status)?;
@@ -555,6 +567,7 @@ impl<H: Host> Card<H> {
     }
 
     /// The next command is an application command.
+    #[inline(never)]
     fn announce_application_command(&mut self) -> Result<(), CardError> {
         // Its status may still tell of an unknown command before: what counts is the answer to the next.
         self.short(APP_CMD, self.address)?;

@@ -157,6 +157,7 @@ impl Sdhci {
         known.unwrap_or(50_000_000)
     }
 
+    #[inline(never)]
     fn update_control0(&self) {
         let mut value = match self.method {
             Method::Adma2 => Control0::DMA::Adma2,
@@ -175,6 +176,7 @@ impl Sdhci {
     }
 
     /// Sends a command, begins to move its data, and returns its answer.
+    #[inline(never)]
     pub(super) fn begin(
         &mut self,
         command: host::Command,
@@ -221,7 +223,7 @@ impl Sdhci {
     /// Until a command, and data where it has some, can be sent.
     fn wait_until_free(&self, is_for_data: bool) -> Option<()> {
         let registers = self.port.registers();
-        wait(DATA_LIMIT_US, || {
+        wait(DATA_LIMIT_US, &|| {
             let present = &registers.present;
             let is_busy = is_for_data && present.is_set(Present::DATA_INHIBIT);
             !is_busy && !present.is_set(Present::COMMAND_INHIBIT)
@@ -229,6 +231,7 @@ impl Sdhci {
     }
 
     /// Waits for one of some bits of the status, or an error; clears and returns what there is of them.
+    #[inline(never)]
     pub(super) fn wait_for(
         &mut self,
         index: u8,
@@ -244,6 +247,7 @@ impl Sdhci {
         Ok(found)
     }
 
+    #[inline(never)]
     fn error(&self, index: u8) -> BusError {
         let registers = self.port.registers();
         let status = registers.status.extract();
@@ -268,6 +272,7 @@ impl Sdhci {
     }
 
     /// Lets go of a command that failed, and of its data: nothing of ours is touched any more.
+    #[inline(never)]
     fn recover(&mut self) -> Result<(), BusError> {
         if let Some(dma) = &self.dma {
             dma.stop_engine();
@@ -322,6 +327,7 @@ impl Sdhci {
         Ok(status)
     }
 
+    #[inline(never)]
     fn take_block(&mut self, index: u8, block: &mut [u8]) -> Result<(), BusError> {
         self.wait_for(index, Status::READ_READY::SET.value, DATA_LIMIT_US)?;
         for word in block.chunks_mut(4) {
@@ -331,6 +337,7 @@ impl Sdhci {
         Ok(())
     }
 
+    #[inline(never)]
     fn give_block(&mut self, index: u8, block: &[u8; BLOCK_SIZE]) -> Result<(), BusError> {
         self.wait_for(index, Status::WRITE_READY::SET.value, DATA_LIMIT_US)?;
         for word in block.as_chunks::<4>().0 {
@@ -347,13 +354,14 @@ impl Sdhci {
     }
 
     /// Writes the register with bits of a reset, and waits until they are gone.
+    #[inline(never)]
     fn set_control1(&mut self, value: u32) -> Result<(), BusError> {
         let resets = Control1::RESET_ALL::SET.value
             | Control1::RESET_COMMAND::SET.value
             | Control1::RESET_DATA::SET.value;
         self.write(|registers| registers.control1.set(value));
         let registers = self.port.registers();
-        wait(COMMAND_LIMIT_US, || registers.control1.get() & resets == 0).ok_or(BusError::Dead)
+        wait(COMMAND_LIMIT_US, &|| registers.control1.get() & resets == 0).ok_or(BusError::Dead)
     }
 
     fn set_gap(&self, hz: u32) {
@@ -394,7 +402,7 @@ impl Host for Sdhci {
             + Control1::INTERNAL_CLOCK::SET;
         self.write(|registers| registers.control1.write(settings));
         let registers = self.port.registers();
-        wait(COMMAND_LIMIT_US, || {
+        wait(COMMAND_LIMIT_US, &|| {
             registers.control1.is_set(Control1::IS_STABLE)
         })
         .ok_or(BusError::Dead)?;
@@ -421,7 +429,7 @@ impl Host for Sdhci {
         }
         let present = &self.port.registers().present;
         // While a card goes in or out the contact bounces; that ends.
-        wait(COMMAND_LIMIT_US, || present.is_set(Present::IS_STABLE));
+        wait(COMMAND_LIMIT_US, &|| present.is_set(Present::IS_STABLE));
         if present.is_set(Present::IS_INSERTED) {
             return Slot::Card;
         }
@@ -435,6 +443,7 @@ impl Host for Sdhci {
         self.quirks.has_detection && !self.port.registers().present.is_set(Present::IS_WRITABLE)
     }
 
+    #[inline(never)]
     fn command(&mut self, command: host::Command) -> Result<LongRegister, BusError> {
         self.guarded(|host| {
             let answer = host.begin(command, None)?;
@@ -445,6 +454,7 @@ impl Host for Sdhci {
         })
     }
 
+    #[inline(never)]
     fn read_register(&mut self, command: host::Command, bytes: &mut [u8]) -> Result<u32, BusError> {
         let shape = Shape {
             size: bytes.len() as u32,
@@ -537,7 +547,8 @@ pub(super) const fn max_blocks() -> usize {
 }
 
 /// Waits for `condition`, which no interrupt tells; `None` where it does not come.
-fn wait(limit_us: u64, condition: impl Fn() -> bool) -> Option<()> {
+#[inline(never)]
+fn wait(limit_us: u64, condition: &dyn Fn() -> bool) -> Option<()> {
     const PATIENCE_US: u64 = 50;
     let start = timer::now();
     let [patience, limit] = [PATIENCE_US, limit_us].map(|us| start + timer::ticks_from_us(us));

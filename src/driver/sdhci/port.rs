@@ -125,6 +125,11 @@ impl Port {
     /// Writes, and waits until the next write is not lost.
     pub(super) fn write(&self, write: impl FnOnce(&Registers)) {
         write(self.registers);
+        self.keep_gap();
+    }
+
+    #[inline(never)]
+    fn keep_gap(&self) {
         let gap_us = self.gap_us.load(Ordering::Relaxed);
         if gap_us > 0 {
             pause(gap_us);
@@ -132,6 +137,7 @@ impl Port {
     }
 
     /// Waits for one of `bits` in the status, for so long; what of them is there.
+    #[inline(never)]
     pub(super) fn wait_for(&self, bits: u32, limit_us: u64) -> Option<u32> {
         let start = timer::now();
         let limit = start + timer::ticks_from_us(limit_us);
@@ -160,6 +166,7 @@ impl Port {
         }
     }
 
+    #[inline(never)]
     fn sleep(&self, bits: u32, limit_us: u64) {
         let before = self.interrupts();
         let guard = self.waiting.lock();
