@@ -155,10 +155,7 @@ fn scratch() -> Result<Speed, &'static str> {
     let file = fs
         .create(root.file, NAME, FileKind::File, 0o600)
         .map_err(|_| "/ cannot be written to")?;
-    let piece = |number: u64| -> Vec<u8> {
-        let byte = |i: usize| (i as u64 * 31 + i as u64 / 509 + number) as u8;
-        (0..MIB).map(byte).collect()
-    };
+    let piece = |offset: u64| sd::pattern(MIB, offset);
     let measure = || {
         let mut bytes = 0;
         let mut write_ns = 0;
