@@ -6,7 +6,6 @@ use crate::fs::{Attributes, FileKind, FsError};
 use crate::mm::cache::InUse;
 use crate::sync::SpinLock;
 use alloc::string::String;
-use alloc::sync::Arc;
 
 /// How a file is opened: as `std::fs::OpenOptions`.
 #[derive(Clone, Copy, Debug, Default)]

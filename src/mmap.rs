@@ -28,7 +28,6 @@ use crate::mm::maps;
 use crate::mm::object::{Pattern, Sharing, SyncMode};
 use crate::mm::table::Protection;
 use crate::sync::SpinLock;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::{Deref, DerefMut, Range, RangeBounds};

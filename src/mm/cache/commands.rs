@@ -15,7 +15,6 @@ use crate::shell::usage;
 use crate::thread::{Exit, Role};
 use crate::{print, println};
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use linkme::distributed_slice;
 use sha2::{Digest, Sha256};
