@@ -65,29 +65,42 @@ suite_passes() {
     e2fsck -fn "$SD/work.img"
 }
 
+# until_said FILE WORDS [TIMES]: waits until the file has that many lines with them.
+until_said() {
+    local _
+    for _ in $(seq 300); do
+        [ "$(grep -ac -- "$2" "$1")" -lt "${3:-1}" ] || return 0
+        sleep 0.1
+    done
+}
+
 # card_is_taken_out DRIVE QEMU.SH-OPTION...: what needs it fails with these words, and works when it is back. (All of
 # QEMU's cards say that they are the same one: what becomes of another card is for the PC's tests.)
 card_is_taken_out() {
-    local drive=$1 out=$SD/out.txt
+    local drive=$1 out=$SD/out.txt monitor=$SD/monitor.txt _
     shift
     cp "$SD/card.img" "$SD/work.img" || return
     rm -f "$SD/monitor.in" "$SD/monitor.out"
     mkfifo "$SD/monitor.in" "$SD/monitor.out" || return
-    cat "$SD/monitor.out" >/dev/null &
+    : >"$out" >"$monitor"
+    cat "$SD/monitor.out" >"$monitor" &
     {
-        sleep 2
         echo "write /before yes; sync; sum /lib.rs"
-        sleep 1
+        until_said "$out" "  /lib.rs"
+        # Each line at a prompt is answered by the next prompt.
         echo "eject $drive" >"$SD/monitor.in"
-        sleep 1
+        until_said "$monitor" "^(qemu)" 2
         echo "sum /fs/mod.rs"
-        sleep 1
+        until_said "$out" "sum: /fs/mod.rs"
         echo "sum /fs/mod.rs"
-        sleep 1
+        until_said "$out" "sum: /fs/mod.rs" 2
         echo "change $drive $SD/work.img raw" >"$SD/monitor.in"
-        sleep 3
+        for _ in $(seq 20); do
+            sleep 1
+            ! grep -q "the SD card is back" "$out" || break
+            echo "sum /mm/manager.rs"
+        done
         echo "sum /mm/manager.rs; write /after yes"
-        sleep 1
     } | ./qemu.sh --timeout 60 "$@" -chardev "pipe,id=monitor,path=$SD/monitor" -mon chardev=monitor,mode=readline >"$out"
     cat "$out"
     [ "$(grep -c "the SD card is gone" "$out")" = 1 ] && [ "$(grep -c "the SD card is back" "$out")" = 1 ] &&
