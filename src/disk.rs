@@ -5,14 +5,19 @@
 
 mod bench;
 
-use crate::arch::aarch64::board::{Board, Controller, Line, PciHost, SdHost, SdHostKind};
+use crate::arch::aarch64::board::{
+    Board, Controller, Line, PciHost, RaspberryPi, SdHost, SdHostKind, Window,
+};
 use crate::arch::aarch64::kernel_map;
 use crate::command::{COMMANDS, Command, SUCCESS, Status};
+use crate::driver::bcm_dma::{self, Channel};
 use crate::driver::gpio;
+use crate::driver::led::Led;
 use crate::driver::mailbox::Clock;
 use crate::driver::pci;
-use crate::driver::sd_disk::{CardError, SdDisk, SdDiskError};
-use crate::driver::sdhci::{Quirks, Sdhci};
+use crate::driver::sd::card::CardError;
+use crate::driver::sd::disk::{SdDisk, SdDiskError};
+use crate::driver::sdhci::{Memory, Method, Quirks, Sdhci};
 use crate::driver::virtio_blk::{VirtioBlk, WATCH_US};
 use crate::fs::block::{BlockDevice, BlockError, Properties};
 use crate::fs::blocking;
@@ -45,11 +50,12 @@ pub struct Disk {
     pub device: Arc<dyn BlockDevice>,
 }
 
-impl Disk {
-    /// Whether it is a whole SD card.
-    fn is_card(&self) -> bool {
-        self.parent.is_none() && self.name.starts_with("mmcblk")
-    }
+/// SD cards, by their names.
+static CARDS: SpinLock<Vec<(String, Arc<SdDisk>)>> = SpinLock::new(Vec::new());
+
+/// The SD cards, with their names.
+pub fn cards() -> Vec<(String, Arc<SdDisk>)> {
+    CARDS.lock().clone()
 }
 
 static DISKS: SpinLock<Vec<Disk>> = SpinLock::new(Vec::new());
@@ -62,8 +68,9 @@ static VIRTIO: SpinLock<Vec<Arc<Virtio>>> = SpinLock::new(Vec::new());
 /// Bytes of registers of a virtio slot.
 const SLOT_SIZE: u64 = 0x200;
 
-/// Finds the machine's disks and their partitions. What cannot be used is told.
-pub fn init(board: &Board) {
+/// Finds the machine's disks and their partitions. What cannot be used is told. Blocks of SD cards are moved by `method`,
+/// where one is said.
+pub fn init(board: &Board, method: Option<Method>) {
     // QEMU gives the first disk the last slot.
     for slot in board.virtio_slots.iter().rev() {
         let Ok(base) = kernel_map::map_device(slot.base, SLOT_SIZE) else {
@@ -89,11 +96,13 @@ pub fn init(board: &Board) {
         }
     }
     if let Some(host) = &board.pci {
-        add_pci(host);
+        add_pci(host, method);
     }
     // A Pi 4's card is on its second host; QEMU has it on the first.
     for host in board.sd_hosts.iter().rev() {
-        add_card(board, host);
+        if let Err(error) = add_pi_card(board, host, method) {
+            println!("pinfold: the SD host at {}: {error}", host.base);
+        }
     }
     if !VIRTIO.lock().is_empty()
         && let Err(error) = thread::spawn("disk watch", Role::Kernel, watch)
@@ -102,8 +111,8 @@ pub fn init(board: &Board) {
     }
 }
 
-/// The virtio disks on a PCI bus.
-fn add_pci(host: &PciHost) {
+/// The virtio disks and SD cards on a PCI bus.
+fn add_pci(host: &PciHost, method: Option<Method>) {
     let Some(mut bus) = pci::Bus::new(host) else {
         println!("pinfold: the PCI bus at {} cannot be reached", host.ecam);
         return;
@@ -118,6 +127,39 @@ fn add_pci(host: &PciHost) {
             Ok(Ok(disk)) => add_virtio(Arc::new(disk), found.interrupt),
             Ok(Err(error)) => fail(&error),
             Err(error) => fail(&error),
+        }
+    }
+    for found in bus.sd_hosts() {
+        let fail =
+            |error: &dyn fmt::Display| println!("pinfold: PCI device {}: {error}", found.place);
+        let quirks = Quirks {
+            base_hz: None,
+            loses_writes: false,
+            has_no_capabilities: false,
+            switches_power: true,
+            has_detection: true,
+        };
+        let base = match found.base {
+            Ok(base) => base,
+            Err(error) => {
+                fail(&error);
+                continue;
+            }
+        };
+        let memory = Memory {
+            window: None,
+            engine: None,
+            base,
+        };
+        let added = kernel_map::map_device(base, Sdhci::SIZE)
+            .map_err(|_| SdHostError::Unmapped)
+            .and_then(|registers| {
+                // SAFETY: just mapped, for good, and nobody else uses them. PCI devices see memory as it is.
+                let host = unsafe { Sdhci::new(registers, quirks, memory) };
+                add_card(host, found.interrupt, None, method)
+            });
+        if let Err(error) = added {
+            fail(&error);
         }
     }
 }
@@ -138,17 +180,32 @@ fn add_virtio(disk: Arc<Virtio>, line: Option<Line>) {
     }
 }
 
-/// The card in `host`, if there is one.
-fn add_card(board: &Board, host: &SdHost) {
-    let fail = |error: &dyn fmt::Display| {
-        println!("pinfold: the SD host at {}: {error}", host.base);
-    };
-    let (Ok(registers), Some(pi)) = (
-        kernel_map::map_device(host.base, Sdhci::SIZE),
-        board.raspberry_pi,
-    ) else {
-        return fail(&"it cannot be reached");
-    };
+/// Why an SD host is not used.
+#[derive(Debug)]
+enum SdHostError {
+    /// Its registers cannot be mapped.
+    Unmapped,
+    /// Nobody knows the clock that it divides.
+    NoClock,
+    /// Its card makes no disk.
+    Disk(SdDiskError),
+}
+
+impl fmt::Display for SdHostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unmapped => f.write_str("it cannot be reached"),
+            Self::NoClock => f.write_str("its clock is not known"),
+            Self::Disk(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// The card in a Raspberry Pi's host, if there is one.
+fn add_pi_card(board: &Board, host: &SdHost, method: Option<Method>) -> Result<(), SdHostError> {
+    let registers =
+        kernel_map::map_device(host.base, Sdhci::SIZE).map_err(|_| SdHostError::Unmapped)?;
+    let pi = board.raspberry_pi.ok_or(SdHostError::Unmapped)?;
     let is_arasan = host.kind == SdHostKind::Arasan;
     if is_arasan
         && matches!(board.controller, Controller::Bcm2836 { .. })
@@ -157,26 +214,75 @@ fn add_card(board: &Board, host: &SdHost) {
         // SAFETY: just mapped, and nobody else decides about these pins.
         unsafe { gpio::select_card_on_arasan(gpio) };
     }
+    let mailbox = kernel::mailbox().ok_or(SdHostError::NoClock)?;
     let clock = if is_arasan { Clock::Emmc } else { Clock::Emmc2 };
-    let Some(Ok(base_hz)) = kernel::mailbox().map(|mailbox| mailbox.lock().clock_rate(clock))
-    else {
-        return fail(&"its clock is not known");
-    };
-    let quirks = Quirks {
-        base_hz,
-        loses_writes: is_arasan,
-        switches_power: !is_arasan,
-    };
-    // SAFETY: just mapped, for good, and nobody else uses them.
-    match SdDisk::new(unsafe { Sdhci::new(registers, quirks) }) {
-        Ok(disk) => {
-            let number = list().iter().filter(|disk| disk.is_card()).count();
-            log::debug!("mmcblk{number} calls itself {}", disk.name());
-            add(alloc::format!("mmcblk{number}"), disk);
-        }
-        Err(SdDiskError::Card(CardError::NoCard)) => {}
-        Err(error) => fail(&error),
+    let base_hz = mailbox.lock().clock_rate(clock);
+    let base_hz = base_hz.map_err(|_| SdHostError::NoClock)?;
+    match mailbox.lock().power_card_on() {
+        Ok(true) => {}
+        // Where firmware does not rule it, it is on.
+        answer => log::debug!("power of the card: {answer:?}"),
     }
+    let quirks = Quirks {
+        base_hz: Some(base_hz),
+        loses_writes: is_arasan,
+        has_no_capabilities: is_arasan,
+        switches_power: !is_arasan,
+        // `broken-cd` in the trees of all Pis.
+        has_detection: false,
+    };
+    let memory = Memory {
+        window: host.dma,
+        engine: if is_arasan { engine(&pi) } else { None },
+        base: host.base,
+    };
+    let led = pi.activity_led.and_then(|wiring| Led::new(wiring, pi.gpio));
+    // SAFETY: just mapped, for good, and nobody else uses them. The tree says what is reached of memory.
+    let host_controller = unsafe { Sdhci::new(registers, quirks, memory) };
+    add_card(host_controller, host.interrupt, led, method)
+}
+
+/// A channel of the DMA engine, and the memory that it reaches.
+fn engine(pi: &RaspberryPi) -> Option<(Channel, Option<Window>)> {
+    let (base, window) = pi.dma?;
+    let channels = kernel::mailbox()?.lock().dma_channels();
+    let channels = channels.inspect_err(|error| log::debug!("DMA channels: {error}"));
+    let engine = kernel_map::map_device(base, Channel::SIZE).ok()?;
+    // SAFETY: just mapped, for good; firmware leaves these channels to us, and nobody else has asked.
+    let channel = unsafe { Channel::new(engine, channels.ok()? & bcm_dma::FULL_CHANNELS) };
+    Some((channel?, window))
+}
+
+/// The card in `host`, if there is one.
+fn add_card(
+    mut host: Sdhci,
+    interrupt: Option<Line>,
+    led: Option<Led>,
+    method: Option<Method>,
+) -> Result<(), SdHostError> {
+    if let Some(method) = method
+        && !host.set_method(method)
+    {
+        let best = host.best_method();
+        println!("pinfold: an SD host offers no {method}; {best} it is");
+    }
+    let card = match SdDisk::new(host, interrupt, led) {
+        Ok(card) => card,
+        Err(SdDiskError::Card(CardError::NoCard)) => return Ok(()),
+        Err(error) => return Err(SdHostError::Disk(error)),
+    };
+    let name = {
+        let mut cards = CARDS.lock();
+        let name = alloc::format!("mmcblk{}", cards.len());
+        cards.push((name.clone(), card.clone()));
+        name
+    };
+    log::debug!("{name} is {}", card.state());
+    if let Some(why) = card.card.locked {
+        println!("pinfold: {name} is read-only: {why}");
+    }
+    add(name, card);
+    Ok(())
 }
 
 fn on_interrupt(index: usize) {
@@ -208,7 +314,7 @@ fn name(prefix: &str, index: usize) -> String {
 /// Adds a disk and its partitions.
 fn add(name: String, device: Arc<dyn BlockDevice>) {
     let partitions = partition::find(&*device).unwrap_or_else(|error| {
-        println!("pinfold: {name}: its partitions cannot be read: {error:?}");
+        println!("pinfold: {name}: its partitions cannot be read: {error}");
         Vec::new()
     });
     let separator = if name.ends_with(|c: char| c.is_ascii_digit()) {
@@ -332,6 +438,12 @@ fn disks(arguments: &[&str]) -> Status {
             capacity >> 20,
             words.join(", ")
         );
+        if let Some((_, card)) = cards().iter().find(|(name, _)| *name == disk.name) {
+            println!("{:12} {}", "", card.state());
+            if let Some(why) = card.card.locked {
+                println!("{:12} read-only, since {why}", "");
+            }
+        }
     }
     SUCCESS
 }

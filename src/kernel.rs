@@ -18,6 +18,7 @@ use crate::command::{FAILURE, Status, USAGE};
 use crate::driver::gpio;
 use crate::driver::mailbox::Mailbox;
 use crate::driver::pl011::Pl011;
+use crate::driver::sdhci::Method;
 use crate::mm::addr::PhysAddr;
 use crate::shell;
 use crate::symbols::{Symbol, Symbols};
@@ -99,7 +100,7 @@ fn main() {
     let line = board().command_line;
     let options = Options::parse(line);
     console::init_log(options.log);
-    disk::init(board());
+    disk::init(board(), options.sd);
     files::init(options.root);
     println!("{}", Banner);
     for word in &options.unknown {
@@ -118,6 +119,8 @@ struct Options<'a> {
     log: LevelFilter,
     /// The disk or partition to mount on `/`.
     root: Option<&'a str>,
+    /// How blocks of SD cards are to be moved.
+    sd: Option<Method>,
     unknown: alloc::vec::Vec<&'a str>,
     commands: &'a str,
 }
@@ -127,6 +130,7 @@ impl<'a> Options<'a> {
         let mut options = Self {
             log: LevelFilter::Info,
             root: None,
+            sd: None,
             unknown: alloc::vec::Vec::new(),
             commands: line,
         };
@@ -139,6 +143,11 @@ impl<'a> Options<'a> {
             match (name, value.parse()) {
                 ("log", Ok(level)) => options.log = level,
                 ("root", _) => options.root = Some(value),
+                _ if name == "sd"
+                    && let Ok(method) = value.parse() =>
+                {
+                    options.sd = Some(method)
+                }
                 _ if is_for_linux(name) => log::debug!("\"{word}\" is for Linux"),
                 _ => options.unknown.push(word),
             }

@@ -3,6 +3,7 @@
 use crate::arch::aarch64::timer;
 use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
 use crate::driver::mailbox::{Clock, Mailbox, MailboxError};
+use crate::driver::throttling::Throttling;
 use crate::{console, interrupt, kernel, mm, print, println, thread};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -244,8 +245,8 @@ fn raspberry_pi(mailbox: &mut Mailbox) -> Result<(), MailboxError> {
     println!("ARM clock       {mhz} MHz");
     println!("temperature     {} C", mailbox.temperature()? / 1000);
     // Firmware of old does not know.
-    if let Ok(state @ 1..) = mailbox.throttled() {
-        println!("throttled       {state:#x}");
+    if let Ok(state) = mailbox.throttled() {
+        println!("throttled       {}", Throttling(state));
     }
     Ok(())
 }

@@ -7,7 +7,10 @@ const GPFSEL1: u64 = 0x04;
 const GPFSEL3: u64 = 0x0c;
 const GPFSEL4: u64 = 0x10;
 const GPFSEL5: u64 = 0x14;
+const GPSET0: u64 = 0x1c;
+const GPCLR0: u64 = 0x28;
 const INPUT: u32 = 0b000;
+const OUTPUT: u32 = 0b001;
 const ALT0: u32 = 0b100;
 const ALT3: u32 = 0b111;
 
@@ -42,6 +45,32 @@ pub unsafe fn select_card_on_arasan(base: VirtAddr) {
             change(base, GPFSEL5, 0..4, |_| function);
         }
     }
+}
+
+/// Makes a pin an output.
+///
+/// # Safety
+/// `base` is where the GPIO's registers are mapped, the pin is nobody else's, and nobody else changes the functions of the
+/// nine others of its register meanwhile.
+pub unsafe fn make_output(base: VirtAddr, pin: u32) {
+    let of_ten = pin % 10;
+    // SAFETY: as promised.
+    unsafe {
+        change(base, u64::from(pin / 10) * 4, of_ten..of_ten + 1, |_| {
+            OUTPUT
+        })
+    };
+}
+
+/// Sets the level of a pin that is an output.
+///
+/// # Safety
+/// `base` is where the GPIO's registers are mapped, and the pin is nobody else's.
+pub unsafe fn set(base: VirtAddr, pin: u32, is_high: bool) {
+    let register = if is_high { GPSET0 } else { GPCLR0 };
+    let register = (base.0 + register + u64::from(pin / 32) * 4) as *mut u32;
+    // SAFETY: as promised; zeros change nothing.
+    unsafe { register.write_volatile(1 << (pin % 32)) };
 }
 
 /// Changes the functions of some of the ten pins that a register is for: three bits each, the first pin lowest.

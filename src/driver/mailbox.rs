@@ -26,6 +26,9 @@ const TAG_ARM_MEMORY: u32 = 0x1_0005;
 const TAG_CLOCK_RATE: u32 = 0x3_0002;
 const TAG_TEMPERATURE: u32 = 0x3_0006;
 const TAG_THROTTLED: u32 = 0x3_0046;
+const TAG_SET_POWER: u32 = 0x2_8001;
+const TAG_SET_FIRMWARE_PIN: u32 = 0x3_8041;
+const TAG_DMA_CHANNELS: u32 = 0x6_0001;
 const TAG_COMMAND_LINE: u32 = 0x5_0001;
 const ANSWERED: u32 = 0x8000_0000;
 
@@ -123,18 +126,21 @@ impl Mailbox {
     }
 
     /// What board it is, as Raspberry Pi codes it ("Raspberry Pi revision codes").
+    #[inline(never)]
     pub fn board_revision(&mut self) -> Result<u32, MailboxError> {
         let [revision] = self.ask(TAG_BOARD_REVISION, [0])?;
         Ok(revision)
     }
 
     /// How fast a clock runs, in Hz.
+    #[inline(never)]
     pub fn clock_rate(&mut self, clock: Clock) -> Result<u32, MailboxError> {
         let [_clock, hz] = self.ask(TAG_CLOCK_RATE, [clock as u32, 0])?;
         Ok(hz)
     }
 
     /// How hot the chip is, in thousandths of a degree Celsius.
+    #[inline(never)]
     pub fn temperature(&mut self) -> Result<u32, MailboxError> {
         let [_sensor, millidegrees] = self.ask(TAG_TEMPERATURE, [0, 0])?;
         Ok(millidegrees)
@@ -142,9 +148,34 @@ impl Mailbox {
 
     /// Why the chip is slowed down, or was: bit 0 too little voltage, 1 frequency capped, 2 throttled, 3 near the limit
     /// of temperature; the same from bit 16 on since power-on.
+    #[inline(never)]
     pub fn throttled(&mut self) -> Result<u32, MailboxError> {
         let [state] = self.ask(TAG_THROTTLED, [0])?;
         Ok(state)
+    }
+
+    /// Switches the card slot's power on, and waits until it is; whether the VideoCore knows that it is.
+    pub fn power_card_on(&mut self) -> Result<bool, MailboxError> {
+        const SD_CARD: u32 = 0;
+        const ON_AND_WAIT: u32 = 0b11;
+        const IS_ON: u32 = 1 << 0;
+        const IS_UNKNOWN: u32 = 1 << 1;
+        let [_device, state] = self.ask(TAG_SET_POWER, [SD_CARD, ON_AND_WAIT])?;
+        Ok(state & (IS_ON | IS_UNKNOWN) == IS_ON)
+    }
+
+    /// The DMA channels that are not firmware's: a bit each.
+    pub fn dma_channels(&mut self) -> Result<u32, MailboxError> {
+        let [mask] = self.ask(TAG_DMA_CHANNELS, [0])?;
+        Ok(mask)
+    }
+
+    /// Sets the level of a pin that only the VideoCore reaches (the expander of a Raspberry Pi 3).
+    #[inline(never)]
+    pub fn set_firmware_pin(&mut self, pin: u32, is_high: bool) -> Result<(), MailboxError> {
+        const FIRST: u32 = 128;
+        let _ = self.ask(TAG_SET_FIRMWARE_PIN, [FIRST + pin, u32::from(is_high)])?;
+        Ok(())
     }
 
     /// The kernel command line that firmware made. It is asked for once; after that it is empty.
@@ -188,6 +219,7 @@ impl Mailbox {
     }
 
     /// Sends a buffer with `tag` and the `room` words after its head; says how many bytes were answered there.
+    #[inline(never)]
     fn exchange(&self, buffer: &mut [u32], tag: u32, room: usize) -> Result<usize, MailboxError> {
         let head = [4 * buffer.len() as u32, 0, tag, 4 * room as u32, 0];
         buffer[..HEAD].copy_from_slice(&head);

@@ -9,6 +9,7 @@
 use super::virtio_blk::Memory;
 use crate::arch::aarch64::board::{Line, PciHost, Window};
 use crate::arch::aarch64::kernel_map;
+use crate::mm::addr::PhysAddr;
 use core::fmt;
 use core::ptr::with_exposed_provenance;
 use virtio_drivers::transport::DeviceType;
@@ -22,6 +23,12 @@ const BUS_SIZE: u64 = 1 << 20;
 
 /// Interrupt line and pin; the pin is in the second byte.
 const INTERRUPT: u32 = 0x3c;
+
+/// Of an SD host: how many slots it has, and where the first one's registers are.
+const SLOT_INFORMATION: u32 = 0x40;
+
+/// Class and sub-class of SD hosts.
+const SD_HOST: (u8, u8) = (0x08, 0x05);
 
 /// Registers a function can ask addresses for.
 const BARS: u8 = 6;
@@ -95,6 +102,16 @@ pub struct Disk {
     pub interrupt: Option<Line>,
 }
 
+/// An SD host controller that was found.
+pub struct SdHost {
+    /// Where, as `lspci` writes it.
+    pub place: DeviceFunction,
+    /// The registers of its first slot.
+    pub base: Result<PhysAddr, DeviceError>,
+    /// Its interrupt.
+    pub interrupt: Option<Line>,
+}
+
 impl<'b> Bus<'b> {
     /// The bus behind `host`; `None` where its configuration space cannot be mapped.
     pub fn new(host: &'b PciHost) -> Option<Self> {
@@ -115,6 +132,33 @@ impl<'b> Bus<'b> {
         })
     }
 
+    /// All SD host controllers on it, ready to be used: base class 08, sub-class 05.
+    pub fn sd_hosts(&mut self) -> impl Iterator<Item = SdHost> + '_ {
+        let found: alloc::vec::Vec<DeviceFunction> = self
+            .root
+            .enumerate_bus(0)
+            .filter(|(_, info)| (info.class, info.subclass) == SD_HOST)
+            .map(|(place, _)| place)
+            .collect();
+        found.into_iter().map(|place| SdHost {
+            place,
+            base: self
+                .give_addresses(place)
+                .and_then(|()| self.first_registers(place)),
+            interrupt: self.interrupt(place),
+        })
+    }
+
+    /// Where the registers of an SD host's first slot are.
+    fn first_registers(&mut self, place: DeviceFunction) -> Result<PhysAddr, DeviceError> {
+        // SD Host Controller specification, "Slot Information Register": the first slot's BAR.
+        let bar = (self.read(place, SLOT_INFORMATION) & 0b111) as u8;
+        match self.root.bar_info(place, bar).map_err(DeviceError::Pci)? {
+            Some(BarInfo::Memory { address, .. }) => Ok(PhysAddr(address)),
+            _ => Err(DeviceError::NoAddresses),
+        }
+    }
+
     /// All virtio disks on it, ready to be used.
     pub fn disks(&mut self) -> impl Iterator<Item = Disk> + '_ {
         let found: alloc::vec::Vec<DeviceFunction> = self
@@ -125,13 +169,15 @@ impl<'b> Bus<'b> {
             .collect();
         found.into_iter().map(|place| Disk {
             place,
-            transport: self.start(place),
+            transport: self.give_addresses(place).and_then(|()| {
+                PciTransport::new::<Memory, _>(&mut self.root, place).map_err(DeviceError::Virtio)
+            }),
             interrupt: self.interrupt(place),
         })
     }
 
     /// Gives a function's registers addresses, and lets it be reached and reach memory.
-    fn start(&mut self, place: DeviceFunction) -> Result<PciTransport, DeviceError> {
+    fn give_addresses(&mut self, place: DeviceFunction) -> Result<(), DeviceError> {
         let mut bar = 0;
         while bar < BARS {
             let info = self.root.bar_info(place, bar).map_err(DeviceError::Pci)?;
@@ -165,15 +211,19 @@ impl<'b> Bus<'b> {
         }
         self.root
             .set_command(place, Command::MEMORY_SPACE | Command::BUS_MASTER);
-        PciTransport::new::<Memory, _>(&mut self.root, place).map_err(DeviceError::Virtio)
+        Ok(())
+    }
+
+    /// A word of the function's configuration space.
+    fn read(&self, place: DeviceFunction, register: u32) -> u32 {
+        let offset = u32::from(place.device) << 15 | u32::from(place.function) << 12 | register;
+        // SAFETY: within configuration space of the bus.
+        unsafe { self.ecam.add(offset as usize).cast::<u32>().read_volatile() }
     }
 
     /// Where the function's interrupt pin leads.
     fn interrupt(&self, place: DeviceFunction) -> Option<Line> {
-        let offset = u32::from(place.device) << 15 | u32::from(place.function) << 12 | INTERRUPT;
-        // SAFETY: within configuration space of the bus.
-        let word = unsafe { self.ecam.add(offset as usize).cast::<u32>().read_volatile() };
-        let pin = word >> 8 & 0xff;
+        let pin = self.read(place, INTERRUPT) >> 8 & 0xff;
         let address = u32::from(self.host.first_bus) << 16
             | u32::from(place.device) << 11
             | u32::from(place.function) << 8;

@@ -116,7 +116,7 @@ fn dma_layout(pages: usize) -> Option<Layout> {
     Layout::from_size_align(pages.checked_mul(PAGE_SIZE)?, PAGE_SIZE).ok()
 }
 
-fn physical(memory: NonNull<u8>) -> PhysAddr {
+pub(super) fn physical(memory: NonNull<u8>) -> PhysAddr {
     let address = memory.as_ptr() as u64;
     if (layout::LINEAR.0..layout::LINEAR.0 + layout::LINEAR_SIZE).contains(&address) {
         return address - layout::LINEAR.0;

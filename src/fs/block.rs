@@ -246,6 +246,11 @@ pub enum BlockError {
         /// Where the transfer began, in bytes.
         offset: u64,
     },
+    /// What was transferred was damaged on the way, each time.
+    Garbled {
+        /// Where the transfer began, in bytes.
+        offset: u64,
+    },
     /// Not inside the device.
     OutOfRange {
         /// First byte asked for.
@@ -273,6 +278,9 @@ impl fmt::Display for BlockError {
         match self {
             Self::Device { offset } => write!(f, "the device failed at byte {offset}"),
             Self::TimedOut { offset } => write!(f, "the device did not answer at byte {offset}"),
+            Self::Garbled { offset } => {
+                write!(f, "data was damaged on its way at byte {offset}")
+            }
             Self::OutOfRange { offset, len } => {
                 write!(f, "{len} bytes at {offset} are not inside the device")
             }

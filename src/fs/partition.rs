@@ -7,6 +7,7 @@ use super::{blocking, checksum_agrees};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// The most partitions that are looked at: a table that says more is damaged or hostile.
 const MAX_PARTITIONS: usize = 128;
@@ -54,6 +55,25 @@ pub enum PartitionError {
         /// Bytes in each.
         entry_size: u32,
     },
+}
+
+impl fmt::Display for PartitionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block(error) => write!(f, "{error}"),
+            Self::GptChecksum { sector } => write!(
+                f,
+                "the GPT at sector {sector} is damaged, and so is its backup"
+            ),
+            Self::GptGeometry {
+                entries,
+                entry_size,
+            } => write!(
+                f,
+                "the GPT says that it has {entries} entries of {entry_size} bytes"
+            ),
+        }
+    }
 }
 
 impl From<BlockError> for PartitionError {

@@ -10,11 +10,13 @@
 //! version 14. A panic or an exception fails the test and the next one runs; a test that does not end in time fails
 //! with the backtrace of its thread, and nothing runs after it, since what it holds is not known.
 
+mod board;
 mod exceptions;
 mod files;
 mod maps;
 mod memory;
 mod programs;
+mod sd;
 mod threads;
 
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
@@ -88,6 +90,11 @@ fn selftest(arguments: &[&str]) -> Status {
     }
     tests.sort_by_key(|test| test.name);
     println!("TAP version 14\n1..{}", tests.len());
+    let summary = if filter.is_empty() {
+        board::report()
+    } else {
+        None
+    };
     let mut failed = 0;
     for (i, test) in tests.iter().enumerate() {
         let number = i + 1;
@@ -108,7 +115,11 @@ fn selftest(arguments: &[&str]) -> Status {
             }
         }
     }
-    println!("{} passed, {failed} failed", tests.len() - failed);
+    let passed = tests.len() - failed;
+    if let Some(summary) = summary {
+        summary.print(passed, failed);
+    }
+    println!("{passed} passed, {failed} failed");
     if failed == 0 { SUCCESS } else { FAILURE }
 }
 

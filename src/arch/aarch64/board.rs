@@ -91,6 +91,30 @@ pub struct RaspberryPi {
     pub mailbox: PhysAddr,
     /// Watchdog and reset.
     pub watchdog: PhysAddr,
+    /// The DMA engine, and the memory that it reaches.
+    pub dma: Option<(PhysAddr, Option<Window>)>,
+    /// The system timer, which counts microseconds.
+    pub system_timer: Option<PhysAddr>,
+    /// The LED that shows the card's activity.
+    pub activity_led: Option<LedWiring>,
+}
+
+/// Where a LED is connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LedWiring {
+    /// Its pin.
+    pub pin: LedPin,
+    /// Whether it is lit when the pin is low.
+    pub is_low_active: bool,
+}
+
+/// The pin of a LED.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LedPin {
+    /// One of the chip's.
+    Gpio(u32),
+    /// One that only firmware reaches.
+    Firmware(u32),
 }
 
 /// Registers of a virtio device of whatever type, 0x200 bytes: QEMU has many with no device behind them.
@@ -259,6 +283,14 @@ const LOCAL_VIRTUAL_TIMER: Line = Line::level(Interrupt::Local(3));
 /// Where a Pi 3's peripherals begin; what a tree calls RAM from here on is none.
 const PI3_PERIPHERALS: PhysAddr = PhysAddr(0x3f00_0000);
 
+/// What the Pis' DMA engine, and a Pi 4's second SD host, see of memory where no tree says it: all below the
+/// peripherals of a Pi 3, past the VideoCore's cache.
+const PI_DMA_WINDOW: Window = Window {
+    bus: 0xc000_0000,
+    physical: PhysAddr(0),
+    size: 0x3f00_0000,
+};
+
 /// Where firmware of a Pi keeps the other cores: its tree says so only in newer versions.
 const PI_SPIN_TABLE: (PhysAddr, u64) = (PhysAddr(0), 0x1000);
 
@@ -271,7 +303,7 @@ impl Board {
         let mut reserved = Ranges::default();
         ram.insert(PhysAddr(0), 0x3c00_0000).ok()?;
         reserved.insert(PI_SPIN_TABLE.0, PI_SPIN_TABLE.1).ok()?;
-        let (model, controller, timer_interrupt, peripherals, sd_interrupt) = match known {
+        let (model, controller, timer_interrupt, peripherals, sd_interrupt, pin) = match known {
             Known::Virt => return None,
             Known::Pi3 => (
                 "Raspberry Pi 3",
@@ -282,6 +314,7 @@ impl Board {
                 LOCAL_VIRTUAL_TIMER,
                 PI3_PERIPHERALS,
                 Interrupt::Peripheral(62),
+                LedPin::Firmware(2),
             ),
             Known::Pi4 => (
                 "Raspberry Pi 4",
@@ -292,18 +325,20 @@ impl Board {
                 VIRTUAL_TIMER,
                 PhysAddr(0xfe00_0000),
                 Interrupt::Gic(32 + 126),
+                LedPin::Gpio(42),
             ),
         };
+        let led = LedWiring {
+            pin,
+            is_low_active: false,
+        };
         let at = |offset| PhysAddr(peripherals.0 + offset);
+        let dma = Some(PI_DMA_WINDOW);
         let sd_host = |kind, offset| SdHost {
             kind,
             base: at(offset),
             interrupt: Some(Line::level(sd_interrupt)),
-            dma: Some(Window {
-                bus: 0xc000_0000,
-                physical: PhysAddr(0),
-                size: 0x3f00_0000,
-            }),
+            dma,
         };
         let mut sd_hosts = ArrayVec::new();
         sd_hosts.push(sd_host(SdHostKind::Arasan, 0x30_0000));
@@ -325,6 +360,9 @@ impl Board {
                 gpio: at(0x20_0000),
                 mailbox: at(0xb880),
                 watchdog: at(0x10_0000),
+                dma: Some((at(0x7000), dma)),
+                system_timer: Some(at(0x3000)),
+                activity_led: Some(led),
             }),
             virtio_slots: ArrayVec::new(),
             pci: None,

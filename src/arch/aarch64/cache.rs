@@ -16,9 +16,11 @@ fn line_size() -> u64 {
 macro_rules! maintain {
     ($(#[$doc:meta])* $name:ident, $operation:literal) => {
         $(#[$doc])*
-        pub fn $name(start: VirtAddr, len: u64) {
+        #[inline(never)]
+        pub fn $name(start: VirtAddr, len: u64) -> u64 {
             let line = line_size();
-            let mut address = start.0 & !(line - 1);
+            let first = start.0 & !(line - 1);
+            let mut address = first;
             while address < start.0 + len {
                 // SAFETY: what is dirty in the line is written back or, with `invalidate`, the caller's to lose.
                 unsafe { asm!(concat!("dc ", $operation, ", {}"), in(reg) address, options(nostack)) };
@@ -26,16 +28,17 @@ macro_rules! maintain {
             }
             // SAFETY: the device is told only after the maintenance is complete.
             unsafe { asm!("dsb sy", options(nostack)) };
+            address - first
         }
     };
 }
 
 maintain!(
-    /// Brings what we wrote to memory, where a device can read it.
+    /// Brings what we wrote to memory, where a device can read it. Returns the bytes of the lines.
     clean, "cvac"
 );
 maintain!(
     /// Brings what we wrote to memory and forgets it, so that the next load sees what a device wrote. Lines at the edges
-    /// may hold other things: they are written back, not lost.
+    /// may hold other things: they are written back, not lost. Returns the bytes of the lines.
     invalidate, "civac"
 );

@@ -262,7 +262,9 @@ impl PageCache {
 impl From<FsError> for IoError {
     fn from(error: FsError) -> Self {
         match error {
-            FsError::Block(BlockError::Device { offset }) => Self::Device { offset },
+            FsError::Block(BlockError::Device { offset } | BlockError::Garbled { offset }) => {
+                Self::Device { offset }
+            }
             FsError::Block(BlockError::TimedOut { offset }) => Self::TimedOut { offset },
             FsError::Block(BlockError::ReadOnly) | FsError::ReadOnly(_) => Self::ReadOnly,
             FsError::Block(BlockError::Removed) => Self::Removed,

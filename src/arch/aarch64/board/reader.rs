@@ -3,13 +3,15 @@
 //!
 //! Sources: Devicetree Specification v0.4; the bindings `arm,gic`, `arm,gic-v3`, `brcm,bcm2836-l1-intc`,
 //! `brcm,bcm2835-armctrl-ic`, `arm,pl011`, `arm,psci`, `arm,armv7-timer`, `virtio,mmio`, `pci-host-ecam-generic`,
-//! `brcm,bcm2835-pm`, `brcm,bcm2835-mbox`, `brcm,bcm2835-sdhci`.
+//! `brcm,bcm2835-pm`, `brcm,bcm2835-mbox`, `brcm,bcm2835-sdhci`, `brcm,bcm2835-dma`, `brcm,bcm2835-system-timer`,
+//! `raspberrypi,firmware-gpio`, `gpio-leds`.
 
 use super::interrupts::{Kind, Parents, Specifiers};
 use super::{
-    Board, BoardError, Controller, InterruptMap, LOCAL_VIRTUAL_TIMER, MAX_REDISTRIBUTOR_REGIONS,
-    MAX_SD_HOSTS, MAX_VIRTIO_SLOTS, PI_SPIN_TABLE, PI_UART_HZ, PI3_PERIPHERALS, PciHost,
-    PsciConduit, Ranges, RaspberryPi, SdHost, SdHostKind, Uart, VIRTUAL_TIMER, VirtioSlot, Window,
+    Board, BoardError, Controller, InterruptMap, LOCAL_VIRTUAL_TIMER, LedPin, LedWiring,
+    MAX_REDISTRIBUTOR_REGIONS, MAX_SD_HOSTS, MAX_VIRTIO_SLOTS, PI_DMA_WINDOW, PI_SPIN_TABLE,
+    PI_UART_HZ, PI3_PERIPHERALS, PciHost, PsciConduit, Ranges, RaspberryPi, SdHost, SdHostKind,
+    Uart, VIRTUAL_TIMER, VirtioSlot, Window,
 };
 use crate::arch::aarch64::device_tree::Tree;
 use crate::arch::aarch64::device_tree::node::{Bus, Node};
@@ -54,6 +56,9 @@ enum Device {
     PiMailbox,
     PiGpio,
     PiSdHost(SdHostKind),
+    PiDma,
+    PiSystemTimer,
+    PiFirmwarePins,
     Pci,
 }
 
@@ -74,6 +79,9 @@ impl Device {
             b"brcm,bcm2835-gpio" | b"brcm,bcm2711-gpio" => Self::PiGpio,
             b"brcm,bcm2835-sdhci" | b"brcm,bcm2835-mmc" => Self::PiSdHost(SdHostKind::Arasan),
             b"brcm,bcm2711-emmc2" => Self::PiSdHost(SdHostKind::Emmc2),
+            b"brcm,bcm2835-dma" => Self::PiDma,
+            b"brcm,bcm2835-system-timer" => Self::PiSystemTimer,
+            b"raspberrypi,firmware-gpio" => Self::PiFirmwarePins,
             b"pci-host-ecam-generic" => Self::Pci,
             _ => return None,
         })
@@ -119,6 +127,13 @@ struct Found {
     gpio: Option<PhysAddr>,
     mailbox: Option<PhysAddr>,
     watchdog: Option<PhysAddr>,
+    dma: Option<(PhysAddr, Option<Window>)>,
+    system_timer: Option<PhysAddr>,
+    /// The phandles of those who have pins: the chip, and firmware.
+    gpio_phandle: Option<u32>,
+    firmware_pins: Option<u32>,
+    /// Whose pin the activity LED has, which, and its flags.
+    activity_led: Option<[u32; 3]>,
     virtio: ArrayVec<(PhysAddr, Specifiers<'static>), MAX_VIRTIO_SLOTS>,
     pci: Option<FoundPci>,
     sd_hosts: ArrayVec<FoundSdHost, MAX_SD_HOSTS>,
@@ -157,6 +172,9 @@ impl Found {
                 return insert_all(&mut self.ram, bus, node);
             }
             (2, "reserved-memory") => return insert_all(&mut self.reserved, bus, node),
+            (2, "leds") if node.text("label") == "ACT" || node.name.contains("act") => {
+                self.activity_led = node.cells("gpios");
+            }
             (2, "cpus") if node.text("device_type") == "cpu" => self.cores += 1,
             _ => {}
         }
@@ -247,7 +265,13 @@ impl Found {
             }
             Device::PiWatchdog => self.watchdog = base,
             Device::PiMailbox => self.mailbox = base,
-            Device::PiGpio => self.gpio = base,
+            Device::PiGpio => {
+                self.gpio = base;
+                self.gpio_phandle = node.cell("phandle");
+            }
+            Device::PiDma => self.dma = base.map(|base| (base, bus.dma_window())),
+            Device::PiSystemTimer => self.system_timer = base,
+            Device::PiFirmwarePins => self.firmware_pins = node.cell("phandle"),
             Device::PiSdHost(kind) => push(&mut self.sd_hosts, base.map(sd_host(kind))),
             Device::Pci => self.pci = first.map(|ecam| pci(node, bus, ecam)),
         }
@@ -294,10 +318,10 @@ impl Found {
             }),
             timer_hz: self.timer_hz,
             psci: self.psci,
-            raspberry_pi: self.raspberry_pi().filter(|_| is_pi),
+            raspberry_pi: if is_pi { self.raspberry_pi() } else { None },
             virtio_slots: self.virtio_slots(),
             pci: self.pci(),
-            sd_hosts: self.sd_hosts(),
+            sd_hosts: self.sd_hosts(is_pi),
             command_line: self.command_line,
             seed: if self.rng_seed.is_empty() {
                 self.kaslr_seed
@@ -323,6 +347,25 @@ impl Found {
             gpio: self.gpio?,
             mailbox: self.mailbox?,
             watchdog: self.watchdog?,
+            dma: self
+                .dma
+                .map(|(base, window)| (base, window.or(Some(PI_DMA_WINDOW)))),
+            system_timer: self.system_timer,
+            activity_led: self.activity_led(),
+        })
+    }
+
+    fn activity_led(&self) -> Option<LedWiring> {
+        const LOW_ACTIVE: u32 = 1 << 0;
+        let [whose, pin, flags] = self.activity_led?;
+        let pin = match Some(whose) {
+            owner if owner == self.gpio_phandle && pin < 58 => LedPin::Gpio(pin),
+            owner if owner == self.firmware_pins && pin < 8 => LedPin::Firmware(pin),
+            _ => return None,
+        };
+        Some(LedWiring {
+            pin,
+            is_low_active: flags & LOW_ACTIVE != 0,
         })
     }
 
@@ -334,12 +377,12 @@ impl Found {
         self.virtio.iter().map(slot).collect()
     }
 
-    fn sd_hosts(&self) -> ArrayVec<SdHost, MAX_SD_HOSTS> {
+    fn sd_hosts(&self, is_pi: bool) -> ArrayVec<SdHost, MAX_SD_HOSTS> {
         let host = |found: &FoundSdHost| SdHost {
             kind: found.kind,
             base: found.base,
             interrupt: self.parents.line(found.interrupt, 0),
-            dma: found.dma,
+            dma: found.dma.or(is_pi.then_some(PI_DMA_WINDOW)),
         };
         self.sd_hosts.iter().map(host).collect()
     }

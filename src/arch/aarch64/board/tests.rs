@@ -1,6 +1,6 @@
 use super::{
-    Board, BoardError, Controller, Interrupt, Known, Line, PsciConduit, RaspberryPi, SdHostKind,
-    Trigger, Window,
+    Board, BoardError, Controller, Interrupt, Known, LedPin, LedWiring, Line, PsciConduit,
+    RaspberryPi, SdHostKind, Trigger, Window,
 };
 use crate::arch::aarch64::device_tree::TreeError;
 use crate::arch::aarch64::device_tree::build::Builder;
@@ -268,6 +268,13 @@ fn pi3() -> Builder {
         &[],
     );
     device("brcm,bcm2835-sdhci", 0x7e30_0000, 0x100, &[2, 30]);
+    device("brcm,bcm2835-dma", 0x7e00_7000, 0xf00, &[1, 16]);
+    device("brcm,bcm2835-system-timer", 0x7e00_3000, 0x1000, &[1, 0]);
+    b.begin("firmware").begin("gpio");
+    b.text("compatible", "raspberrypi,firmware-gpio")
+        .cells("phandle", &[10])
+        .end()
+        .end();
     b.begin("armctrl")
         .text("compatible", "brcm,bcm2836-armctrl-ic");
     b.cells("reg", &[0x7e00_b200, 0x200])
@@ -280,6 +287,8 @@ fn pi3() -> Builder {
         .cells("#interrupt-cells", &[2])
         .end();
     b.end();
+    b.begin("leds").begin("led-act").text("label", "ACT");
+    b.cells("gpios", &[10, 2, 0]).end().end();
     b.begin("timer")
         .text("compatible", "arm,armv7-timer")
         .cells("interrupt-parent", &[0x19]);
@@ -362,6 +371,53 @@ fn addresses_are_translated_through_every_bus() {
     assert_eq!(board.raspberry_pi, None);
 }
 
+/// A Pi with its DMA engine on a bus on a bus, each with its `dma-ranges`, and a LED of the chip's.
+#[test]
+fn what_a_device_sees_of_memory_goes_through_every_bus() {
+    let window = |outer: &[u32], inner: &[u32]| {
+        let mut b = Builder::default();
+        b.begin("").text("compatible", "brcm,bcm2711");
+        b.cells("#size-cells", &[1]).cells("#address-cells", &[1]);
+        b.begin("memory@0").text("device_type", "memory");
+        b.cells("reg", &[0, 4096]).end();
+        b.begin("leds").begin("led-act").cells("gpios", &[7, 29, 1]);
+        b.end().end();
+        for ranges in [outer, inner] {
+            b.begin("bus").cells("ranges", &[]);
+            b.cells("#size-cells", &[1]).cells("#address-cells", &[1]);
+            b.cells("dma-ranges", ranges);
+        }
+        for (name, at) in [
+            ("brcm,bcm2835-dma", 0x7000),
+            ("brcm,bcm2711-gpio", 0x20_0000),
+            ("brcm,bcm2835-mbox", 0xb880),
+            ("brcm,bcm2835-pm", 0x10_0000),
+            ("arm,pl011", 0x20_1000),
+        ] {
+            b.begin("device").text("compatible", name);
+            b.cells("reg", &[at, 0x100]).cells("phandle", &[7]).end();
+        }
+        b.begin("gic").text("compatible", "arm,gic-400");
+        b.cells("reg", &[1, 1, 2, 1]).end();
+        let board = board(b.end().end().end().finish()).unwrap();
+        let pi = board.raspberry_pi.unwrap();
+        let led = LedWiring {
+            pin: LedPin::Gpio(29),
+            is_low_active: true,
+        };
+        assert_eq!(pi.activity_led, Some(led));
+        let window = pi.dma.unwrap().1.unwrap();
+        (window.bus, window.physical.0, window.size)
+    };
+    let pi = [0xc000_0000, 0, 0x3f00_0000];
+    assert_eq!(window(&pi, &[]), (0xc000_0000, 0, 0x3f00_0000));
+    assert_eq!(window(&[], &pi), (0xc000_0000, 0, 0x3f00_0000));
+    let inner = [0x4000_0000, 0xc000_1000, 0x7f00_0000];
+    assert_eq!(window(&pi, &inner), (0x4000_0000, 0x1000, 0x3eff_f000));
+    // What no bus says is as the board's own.
+    assert_eq!(window(&[], &[]), (0xc000_0000, 0, 0x3f00_0000));
+}
+
 #[test]
 fn what_nothing_runs_without_is_named_when_it_is_missing() {
     let error = |build: fn(&mut Builder)| {
@@ -418,6 +474,12 @@ fn a_board_without_a_tree_is_known_by_its_core_and_place() {
         gpio: PhysAddr(0xfe20_0000),
         mailbox: PhysAddr(0xfe00_b880),
         watchdog: PhysAddr(0xfe10_0000),
+        dma: Some((PhysAddr(0xfe00_7000), pi4.sd_hosts[0].dma)),
+        system_timer: Some(PhysAddr(0xfe00_3000)),
+        activity_led: Some(LedWiring {
+            pin: LedPin::Gpio(42),
+            is_low_active: false,
+        }),
     };
     assert_eq!(pi4.raspberry_pi, Some(registers));
 }

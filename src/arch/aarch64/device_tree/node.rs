@@ -42,6 +42,16 @@ impl<'b, 't> Node<'b, 't> {
         word(self.value(name), 0)
     }
 
+    /// The first `N` cells of a property.
+    pub fn cells<const N: usize>(&self, name: &str) -> Option<[u32; N]> {
+        let value = self.value(name);
+        let mut cells = [0; N];
+        for (i, cell) in cells.iter_mut().enumerate() {
+            *cell = word(value, 4 * i)?;
+        }
+        Some(cells)
+    }
+
     /// The number that a property is, in as many cells as it has.
     pub fn number(&self, name: &str) -> Option<u64> {
         let value = self.value(name);
@@ -112,6 +122,19 @@ pub struct Window {
     pub physical: PhysAddr,
     /// Bytes.
     pub size: u64,
+}
+
+impl Window {
+    /// This window, whose addresses are such as `above` turns into ours; `None` where it does not begin within that.
+    fn through(self, above: Self) -> Option<Self> {
+        let offset = self.physical.0.checked_sub(above.bus)?;
+        let room = above.size.checked_sub(offset).filter(|room| *room > 0)?;
+        Some(Self {
+            bus: self.bus,
+            physical: above.physical.checked_add(offset)?,
+            size: self.size.min(room),
+        })
+    }
 }
 
 /// A node whose children have addresses, and what the children have from it.
@@ -216,16 +239,25 @@ impl<'t> Bus<'_, 't> {
             })
     }
 
-    /// The memory that masters among the children reach, where it is not all memory as it is.
+    /// The memory that masters among the children reach, where it is not all memory as it is: the first window of
+    /// `dma-ranges`, as far as it is in that of the bus above.
     pub fn dma_window(&self) -> Option<Window> {
         let parent = self.parent?;
+        let above = parent.dma_window();
         let (here, up) = (self.cells.address, parent.cells.address);
-        let range = self.dma_ranges?;
-        Some(Window {
+        // Without a value, or without the property, the bus has the addresses of the one above.
+        let Some(range) = self.dma_ranges.filter(|range| !range.is_empty()) else {
+            return above;
+        };
+        let window = Window {
             bus: number(range, 0, here)?,
             physical: PhysAddr(number(range, here, up)?),
             size: number(range, here + up, self.cells.size)?,
-        })
+        };
+        match above {
+            Some(above) => window.through(above),
+            None => Some(window),
+        }
     }
 
     /// What a PCI host that is on this bus lets the core reach: kind of space (PCI Bus Binding, `phys.hi` bits 24 and
