@@ -6,7 +6,8 @@
 //! | --- | --- | --- |
 //! | [`mm`] | frames, heap, maps, the fault path | image and PC |
 //! | [`fs`] | block devices, file systems | image and PC |
-//! | `file`, `mmap` | what programs use: files, and files as memory | image |
+//! | `program` | programs and what they use: files, maps, threads, clocks | image |
+//! | `programs` | the programs in the box | image |
 //! | [`arch`] | the processor | image; its pure functions on a PC too |
 //! | [`symbols`] | names of functions, for backtraces | image and PC |
 //! | [`sync`] | locks, and their order | image and PC |
@@ -14,6 +15,9 @@
 #![no_std]
 
 extern crate alloc;
+
+#[doc(hidden)]
+pub use linkme;
 
 pub mod arch;
 pub mod command;
@@ -41,6 +45,8 @@ pub mod kernel;
 pub mod mmap;
 #[cfg(target_os = "none")]
 pub mod program;
+#[cfg(target_os = "none")]
+mod programs;
 #[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]

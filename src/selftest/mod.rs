@@ -126,6 +126,7 @@ fn run(test: &Test) -> Outcome {
     match thread.join_timeout(TIME_LIMIT_US) {
         Some(Exit::Returned) => Outcome::Passed,
         Some(Exit::Crashed(report)) => Outcome::Failed(report),
+        Some(Exit::Stopped) => Outcome::Failed("it was stopped".into()),
         None => Outcome::Hung(thread),
     }
 }

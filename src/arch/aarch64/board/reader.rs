@@ -3,12 +3,12 @@
 //!
 //! Sources: Devicetree Specification v0.4; the bindings `arm,gic`, `arm,gic-v3`, `brcm,bcm2836-l1-intc`,
 //! `brcm,bcm2835-armctrl-ic`, `arm,pl011`, `arm,psci`, `arm,armv7-timer`, `virtio,mmio`, `pci-host-ecam-generic`,
-//! `brcm,bcm2835-pm`, `brcm,bcm2835-mbox`, `brcm,bcm2835-sdhci`.
+//! `brcm,bcm2835-pm`, `brcm,bcm2835-mbox`, `brcm,bcm2835-sdhci`, `arm,pl031`, `brcm,bcm2835-rng`, `brcm,iproc-rng200`.
 
 use super::interrupts::{Kind, Parents, Specifiers};
 use super::{
     Board, BoardError, Controller, InterruptMap, LOCAL_VIRTUAL_TIMER, MAX_REDISTRIBUTOR_REGIONS,
-    MAX_SD_HOSTS, MAX_VIRTIO_SLOTS, PI_SPIN_TABLE, PI_UART_HZ, PI3_PERIPHERALS, PciHost,
+    MAX_SD_HOSTS, MAX_VIRTIO_SLOTS, PI_SPIN_TABLE, PI_UART_HZ, PI3_PERIPHERALS, PciHost, PiRngKind,
     PsciConduit, Ranges, RaspberryPi, SdHost, SdHostKind, Uart, VIRTUAL_TIMER, VirtioSlot, Window,
 };
 use crate::arch::aarch64::device_tree::Tree;
@@ -54,6 +54,8 @@ enum Device {
     PiMailbox,
     PiGpio,
     PiSdHost(SdHostKind),
+    PiRng(PiRngKind),
+    Pl031,
     Pci,
 }
 
@@ -74,6 +76,9 @@ impl Device {
             b"brcm,bcm2835-gpio" | b"brcm,bcm2711-gpio" => Self::PiGpio,
             b"brcm,bcm2835-sdhci" | b"brcm,bcm2835-mmc" => Self::PiSdHost(SdHostKind::Arasan),
             b"brcm,bcm2711-emmc2" => Self::PiSdHost(SdHostKind::Emmc2),
+            b"brcm,bcm2835-rng" => Self::PiRng(PiRngKind::Bcm2835),
+            b"brcm,bcm2711-rng200" | b"brcm,iproc-rng200" => Self::PiRng(PiRngKind::Rng200),
+            b"arm,pl031" => Self::Pl031,
             b"pci-host-ecam-generic" => Self::Pci,
             _ => return None,
         })
@@ -122,6 +127,8 @@ struct Found {
     virtio: ArrayVec<(PhysAddr, Specifiers<'static>), MAX_VIRTIO_SLOTS>,
     pci: Option<FoundPci>,
     sd_hosts: ArrayVec<FoundSdHost, MAX_SD_HOSTS>,
+    clock: Option<PhysAddr>,
+    pi_rng: Option<(PiRngKind, PhysAddr)>,
     command_line: Text,
     stdout_path: Text,
     rng_seed: &'static [u8],
@@ -247,6 +254,8 @@ impl Found {
             }
             Device::PiWatchdog => self.watchdog = base,
             Device::PiMailbox => self.mailbox = base,
+            Device::Pl031 => self.clock = base,
+            Device::PiRng(kind) => self.pi_rng = base.map(|base| (kind, base)),
             Device::PiGpio => self.gpio = base,
             Device::PiSdHost(kind) => push(&mut self.sd_hosts, base.map(sd_host(kind))),
             Device::Pci => self.pci = first.map(|ecam| pci(node, bus, ecam)),
@@ -299,6 +308,8 @@ impl Found {
             pci: self.pci(),
             sd_hosts: self.sd_hosts(),
             command_line: self.command_line,
+            clock: self.clock,
+            pi_rng: self.pi_rng,
             seed: if self.rng_seed.is_empty() {
                 self.kaslr_seed
             } else {

@@ -1,0 +1,3 @@
+//! The programs in the box.
+
+mod hello;
