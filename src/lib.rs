@@ -7,7 +7,7 @@
 //! | [`mm`] | frames, heap, maps, the fault path | image and PC |
 //! | [`fs`] | block devices, file systems | image and PC |
 //! | `program` | programs and what they use: files, maps, threads, clocks | image |
-//! | `programs` | the programs in the box | image |
+//! | [`programs`] | the programs in the box | image; what needs no machine on a PC too |
 //! | [`arch`] | the processor | image; its pure functions on a PC too |
 //! | [`symbols`] | names of functions, for backtraces | image and PC |
 //! | [`sync`] | locks, and their order | image and PC |
@@ -24,6 +24,7 @@ pub mod command;
 pub mod driver;
 pub mod fs;
 pub mod mm;
+pub mod programs;
 pub mod symbols;
 pub mod sync;
 
@@ -45,8 +46,6 @@ pub mod kernel;
 pub mod mmap;
 #[cfg(target_os = "none")]
 pub mod program;
-#[cfg(target_os = "none")]
-mod programs;
 #[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]

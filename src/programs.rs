@@ -1,3 +1,6 @@
-//! The programs in the box.
+//! The programs in the box. What of them needs no machine is tested on a PC.
 
+pub mod kv;
+
+#[cfg(target_os = "none")]
 mod hello;

@@ -137,7 +137,7 @@ impl Running {
 
     /// As [`wait`](Self::wait); meanwhile it is the one that [`interrupt`] ends.
     pub fn wait_in_foreground(self) -> Status {
-        let before = mem::replace(&mut *FOREGROUND.lock(), Some(self.process.clone()));
+        let before = FOREGROUND.lock().replace(self.process.clone());
         let status = self.wait();
         let ours = mem::replace(&mut *FOREGROUND.lock(), before);
         drop(ours);

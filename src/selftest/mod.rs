@@ -15,6 +15,7 @@ mod files;
 mod maps;
 mod memory;
 mod programs;
+mod stopping;
 mod threads;
 
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};

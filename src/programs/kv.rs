@@ -1,0 +1,3 @@
+//! `kv`: a key-value store in a mapped file.
+
+pub mod store;
