@@ -11,6 +11,7 @@
 //! | [`fs`] | files | `std::fs` |
 //! | [`mmap`] | files as memory | crate `memmap2` |
 //! | [`io`] | the console, traits of crate `embedded-io` | `std::io` |
+//! | [`options`] | options of programs | |
 //! | [`process`] | starting and ending programs | `std::process` |
 //! | [`random`] | random numbers, traits of crate `rand_core` | crate `rand` |
 //! | [`thread`] | threads | `std::thread` |
@@ -42,6 +43,7 @@
 pub mod env;
 pub mod fs;
 pub mod io;
+pub mod options;
 pub mod process;
 pub mod random;
 pub mod thread;

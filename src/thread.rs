@@ -271,6 +271,7 @@ impl WaitQueue {
         self.wait_until(guard, Some(timer::now() + timer::ticks_from_us(us)))
     }
 
+    #[inline(never)]
     fn wait_until<'a, T>(
         &self,
         guard: SpinLockGuard<'a, T>,
@@ -506,6 +507,7 @@ impl Thread {
     }
 
     /// Waits until the thread has ended, and says how.
+    #[inline(never)]
     pub fn join(&self) -> Exit {
         let mut exit = self.exit.lock();
         loop {
@@ -517,6 +519,7 @@ impl Thread {
     }
 
     /// As [`join`](Self::join), for `us` microseconds at most.
+    #[inline(never)]
     pub fn join_timeout(&self, us: u64) -> Option<Exit> {
         touch_program_stack(); // as in `sleep`
         let deadline = timer::now() + timer::ticks_from_us(us);
@@ -594,6 +597,17 @@ pub(crate) fn spawn_with(
     program_stack: Option<ThreadStack>,
     f: impl FnOnce() + Send + 'static,
 ) -> Result<Arc<Thread>, SpawnError> {
+    spawn_boxed(name, role, process, program_stack, Box::new(f))
+}
+
+#[inline(never)]
+fn spawn_boxed(
+    name: &str,
+    role: Role,
+    process: Option<Arc<Process>>,
+    program_stack: Option<ThreadStack>,
+    f: Box<dyn FnOnce() + Send>,
+) -> Result<Arc<Thread>, SpawnError> {
     let stack = KernelStack::new().ok_or(SpawnError::OutOfMemory)?;
     let thread = Arc::new(Thread {
         process,
@@ -601,7 +615,7 @@ pub(crate) fn spawn_with(
         ..Thread::new(&mut SCHEDULER.lock(), name, role, Some(stack))
     });
     // SAFETY: nobody else has the thread yet.
-    unsafe { *thread.entry.get() = Some(Box::new(f)) };
+    unsafe { *thread.entry.get() = Some(f) };
     // Before it runs, since its end takes it out again.
     if let Some(process) = &thread.process {
         process.add(&thread);
@@ -626,6 +640,8 @@ extern "C" fn thread_start() -> ! {
 }
 
 /// Ends the running thread.
+#[cold]
+#[inline(never)]
 pub fn exit(how: Exit) -> ! {
     let thread = current();
     let dropped = thread.clone();
@@ -681,7 +697,7 @@ pub struct Call(
 
 impl Call {
     /// Begins a call.
-    #[inline]
+    #[inline(never)]
     pub fn enter() -> Self {
         touch_program_stack(); // it may take locks that a fault of the stack would need
         with_current(|thread| thread.calls.fetch_add(1, Ordering::Relaxed));
@@ -690,7 +706,7 @@ impl Call {
 }
 
 impl Drop for Call {
-    #[inline]
+    #[inline(never)]
     fn drop(&mut self) {
         with_current(|thread| thread.calls.fetch_sub(1, Ordering::Relaxed));
         end_if_told();
@@ -725,6 +741,7 @@ pub fn may_wait() -> bool {
 }
 
 /// Lets the others run first.
+#[inline(never)]
 pub fn yield_now() {
     let mut scheduler = SCHEDULER.lock();
     scheduler.ready.push(current());
@@ -734,6 +751,7 @@ pub fn yield_now() {
 }
 
 /// Sleeps for `us` microseconds at least.
+#[inline(never)]
 pub fn sleep(us: u64) {
     touch_program_stack(); // the list of sleepers takes memory, under the scheduler's lock
     let deadline = timer::now() + timer::ticks_from_us(us);

@@ -6,15 +6,30 @@
 use super::process;
 use crate::command::{self, COMMANDS, Command, SUCCESS, Status, USAGE};
 use crate::println;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use crate::thread::Call;
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::{self, Vec};
 use core::fmt;
 use linkme::distributed_slice;
 
-static VARIABLES: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+/// In order of their names.
+static VARIABLES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+fn find(variables: &MutexGuard<'_, Vec<(String, String)>>, name: &str) -> Result<usize, usize> {
+    variables.binary_search_by(|(other, _)| other.as_str().cmp(name))
+}
+
+/// Gives the variable `name` a value; an empty one removes it.
+fn set(name: &str, value: &str) {
+    let mut variables = VARIABLES.lock();
+    match find(&variables, name) {
+        Ok(at) if value.is_empty() => drop(variables.remove(at)),
+        Ok(at) => variables[at].1 = value.to_string(),
+        Err(_) if value.is_empty() => {}
+        Err(at) => variables.insert(at, (name.to_string(), value.to_string())),
+    }
+}
 
 /// The program's name, then its arguments.
 pub fn args() -> vec::IntoIter<String> {
@@ -46,15 +61,14 @@ impl core::error::Error for VarError {}
 pub fn var(name: &str) -> Result<String, VarError> {
     let _call = Call::enter();
     let variables = VARIABLES.lock();
-    variables.get(name).cloned().ok_or(VarError::NotPresent)
+    let at = find(&variables, name).map_err(|_| VarError::NotPresent)?;
+    Ok(variables[at].1.clone())
 }
 
 /// All variables with their values, by name.
 pub fn vars() -> vec::IntoIter<(String, String)> {
     let _call = Call::enter();
-    let variables = VARIABLES.lock();
-    let all: Vec<_> = variables.clone().into_iter().collect();
-    all.into_iter()
+    VARIABLES.lock().clone().into_iter()
 }
 
 /// Whether a word `name=…` sets a variable: capital letters, digits and `_`.
@@ -71,7 +85,7 @@ pub(crate) fn take_from(line: &str) -> Option<usize> {
     if !is_name(name) {
         return None;
     }
-    VARIABLES.lock().insert(name.into(), value.into());
+    set(name, value);
     Some(len)
 }
 
@@ -103,10 +117,7 @@ static ENV: Command = Command {
 fn env(arguments: &[&str]) -> Status {
     for word in arguments {
         match word.split_once('=') {
-            Some((name, "")) if is_name(name) => drop(VARIABLES.lock().remove(name)),
-            Some((name, value)) if is_name(name) => {
-                VARIABLES.lock().insert(name.to_string(), value.to_string());
-            }
+            Some((name, value)) if is_name(name) => set(name, value),
             _ => {
                 println!("env: {word}: not NAME=VALUE, with a name of A to Z, 0 to 9 and _");
                 return USAGE;

@@ -21,7 +21,6 @@ use crate::mm::{self, ProgramStack};
 use crate::println;
 use crate::sync::SpinLock;
 use crate::thread::{self, Call, Exit, Role, SpawnError, Thread};
-use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -57,9 +56,8 @@ struct State {
     /// Set once it is to end.
     status: Option<Status>,
     threads: Vec<Arc<Thread>>,
-    /// Open files and the like, by number.
-    resources: BTreeMap<u64, Arc<dyn Resource>>,
-    next_resource: u64,
+    /// Open files and the like.
+    resources: Vec<Arc<dyn Resource>>,
     /// Stacks of threads that ended while others ran on, which may be in a call with a pointer to them.
     stacks: Vec<ProgramStack>,
     /// Nothing of it runs any more.
@@ -111,8 +109,7 @@ pub fn start(program: &'static Program, arguments: Vec<String>) -> Result<Runnin
         state: SpinLock::new(State {
             status: None,
             threads: Vec::new(),
-            resources: BTreeMap::new(),
-            next_resource: 0,
+            resources: Vec::new(),
             stacks: Vec::new(),
             is_over: false,
         }),
@@ -214,7 +211,7 @@ impl Process {
                 mem::take(&mut state.stacks),
             )
         };
-        for resource in resources.into_values() {
+        for resource in resources {
             resource.release();
         }
         drop(stacks);
@@ -261,19 +258,15 @@ impl Drop for ThreadStack {
 /// A resource of the running program, or of nobody's: released when this drops, or when the program ends.
 pub(crate) struct Owned {
     resource: Arc<dyn Resource>,
-    owner: Option<(Weak<Process>, u64)>,
+    owner: Option<Weak<Process>>,
 }
 
 impl Owned {
     /// Keeps `resource` for the running program.
     pub(crate) fn new(resource: Arc<dyn Resource>) -> Self {
         let owner = current().map(|process| {
-            let mut state = process.state.lock();
-            let number = state.next_resource;
-            state.next_resource += 1;
-            state.resources.insert(number, resource.clone());
-            drop(state);
-            (Arc::downgrade(&process), number)
+            process.state.lock().resources.push(resource.clone());
+            Arc::downgrade(&process)
         });
         Self { resource, owner }
     }
@@ -282,11 +275,13 @@ impl Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         let _call = Call::enter();
-        if let Some((process, number)) = &self.owner
-            && let Some(process) = process.upgrade()
-        {
-            let entry = process.state.lock().resources.remove(number);
-            drop(entry);
+        if let Some(process) = self.owner.as_ref().and_then(Weak::upgrade) {
+            let mut state = process.state.lock();
+            let is_it = |other: &Arc<_>| Arc::ptr_eq(other, &self.resource);
+            let at = state.resources.iter().position(is_it);
+            let ours = at.map(|at| state.resources.swap_remove(at));
+            drop(state);
+            drop(ours);
         }
         self.resource.release();
     }

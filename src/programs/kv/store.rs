@@ -296,6 +296,9 @@ pub struct Statistics {
     pub size: u64,
 }
 
+/// A key and its value.
+pub type Pair<'s> = (&'s [u8], &'s [u8]);
+
 /// A key-value store.
 pub struct Store<S> {
     storage: S,
@@ -432,10 +435,7 @@ impl<S: Storage> Store<S> {
     }
 
     /// All keys that begin with `prefix`, in order, with their values.
-    pub fn scan(
-        &self,
-        prefix: &[u8],
-    ) -> Result<impl Iterator<Item = (&[u8], &[u8])>, Error<S::Error>> {
+    pub fn scan(&self, prefix: &[u8]) -> Result<Vec<Pair<'_>>, Error<S::Error>> {
         let bytes = self.storage.bytes();
         let found = || {
             let offsets = self.index.slots.iter().filter(|slot| **slot != 0);
@@ -444,12 +444,12 @@ impl<S: Storage> Store<S> {
                 .filter(|record| record.key.starts_with(prefix))
                 .filter_map(|record| Some((record.key, record.value?)))
         };
-        let mut all: Vec<(&[u8], &[u8])> = Vec::new();
+        let mut all: Vec<Pair<'_>> = Vec::new();
         all.try_reserve_exact(found().count())
             .map_err(|_| Error::OutOfMemory)?;
         all.extend(found());
         all.sort_unstable_by_key(|(key, _)| *key);
-        Ok(all.into_iter())
+        Ok(all)
     }
 
     /// Puts what is of use into the new store `to`, and commits it there.

@@ -109,7 +109,8 @@ where
     S::Error: core::fmt::Debug,
 {
     let all = store.scan(b"").unwrap();
-    all.map(|(key, value)| (key.to_vec(), value.to_vec()))
+    all.into_iter()
+        .map(|(key, value)| (key.to_vec(), value.to_vec()))
         .collect()
 }
 
@@ -203,6 +204,7 @@ fn keys_are_found_when_there_are_many() {
     let first: Vec<_> = store
         .scan(&[0, 0, 1])
         .unwrap()
+        .into_iter()
         .map(|(key, _)| key.to_vec())
         .collect();
     let wanted: Vec<_> = (256..count.min(512))
