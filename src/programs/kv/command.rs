@@ -38,15 +38,19 @@ const BATCH: u64 = 10_000;
 type KvError = Error<MmapError>;
 type FileStore = Store<MappedFile>;
 
-fn main(arguments: &[String]) -> Result<Status, KvError> {
+fn main(arguments: &[String]) -> Status {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (path, words) = match words.split_first() {
-        Some((path, words)) if !words.is_empty() => (*path, words),
-        _ => {
-            println!("{HELP}");
-            return Ok(USAGE);
-        }
+    let [path, words @ ..] = &words[..] else {
+        println!("{HELP}");
+        return USAGE;
     };
+    run(path, words).unwrap_or_else(|error| {
+        println!("kv: {path}: {error}");
+        FAILURE
+    })
+}
+
+fn run(path: &str, words: &[&str]) -> Result<Status, KvError> {
     let number = |text: &str| text.parse::<u64>().ok();
     match words {
         ["put", key, value] => {
