@@ -2,6 +2,10 @@
 
 PROGRAMS=$ROOT/target/test-programs
 
+# Cargo, for crates that are not this one: what they share is built once.
+cargo_for_programs() { CARGO_TARGET_DIR=$PROGRAMS/build cargo "$@"; }
+BUILT=$PROGRAMS/build/$TARGET/debug
+
 # prints LINE... -- COMMAND...: the command succeeds and prints lines with these words, in this order.
 prints() {
     local wanted=() text line
@@ -28,10 +32,10 @@ template_is_built() {
     local folder=$PROGRAMS/greet
     rm -rf "$folder" && cp -r examples/template "$folder" &&
         sed "s|path = .*|path = \"$ROOT\" }|" examples/template/Cargo.toml >"$folder/Cargo.toml" &&
-        (cd "$folder" && cargo build)
+        (cd "$folder" && cargo_for_programs build)
 }
 
-greet() { (cd "$PROGRAMS/greet" && cargo run --quiet -- "$@"); }
+greet() { (cd "$PROGRAMS/greet" && cargo_for_programs run --quiet -- "$@"); }
 
 template_runs() {
     local PINFOLD="--timeout 100"
@@ -45,13 +49,15 @@ template_runs() {
 # The same on a Pi, from a card.
 template_runs_from_a_card() {
     ./sdcard.sh "$PROGRAMS/card.img" --size 128M \
-        --elf "$PROGRAMS/greet/target/$TARGET/debug/greet" --program "run greet card" || return
+        --elf "$BUILT/greet" --program "run greet card" || return
     mcopy -n -i "$PROGRAMS/card.img@@1M" ::cmdline.txt ::kernel8.img "$PROGRAMS/" || return
-    grep -q 'run greet card$' "$PROGRAMS/cmdline.txt" && cmp "$PROGRAMS/kernel8.img" "$PROGRAMS/greet/target/$TARGET/debug/greet.img"
+    grep -q 'run greet card$' "$PROGRAMS/cmdline.txt" && cmp "$PROGRAMS/kernel8.img" "$BUILT/greet.img"
 }
 
+uses_is_built() { (cd tests/programs && cargo_for_programs build); }
+
 uses() { ./qemu.sh --timeout 200 "$@"; }
-USES=$ROOT/tests/programs/target/$TARGET/debug/uses
+USES=$BUILT/uses
 
 make_disk() { mkfs.ext4 -q -F -b 4096 ${2:+-d "$2"} "$PROGRAMS/$1.img" "${3:-64M}"; }
 
@@ -159,7 +165,7 @@ mkdir -p "$PROGRAMS"
 check "a crate from the template is built" template_is_built
 check "it runs with arguments, environment and an exit status" template_runs
 check "it goes onto a card" template_runs_from_a_card
-check "the program that uses everything is built" env -C tests/programs cargo build
+check "the program that uses everything is built" uses_is_built
 check "everything that programs are given works" all_uses_work
 check "random numbers come from the machine, or not at all" random_numbers
 check "programs end with the status that is theirs" programs_end

@@ -80,7 +80,10 @@ fn clocks() {
     assert!(start.elapsed() >= Duration::from_millis(20));
     match SystemTime::now() {
         Ok(now) => {
-            println!("clock: {} s since 1970", now.duration_since(UNIX_EPOCH).as_secs());
+            println!(
+                "clock: {} s since 1970",
+                now.duration_since(UNIX_EPOCH).as_secs()
+            );
             assert!(now > UNIX_EPOCH);
         }
         Err(NoClock) => println!("clock: none"),
@@ -122,7 +125,10 @@ fn files() -> Result<(), FsError> {
     assert_eq!(names[1].metadata()?.size, 10);
     assert!(fs::read_dir("/uses/a/moved").is_err());
 
-    let mut file = File::options().read(true).write(true).open("/uses/a/moved")?;
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .open("/uses/a/moved")?;
     Seek::seek(&mut file, SeekFrom::End(-5))?;
     let mut word = [0; 4];
     file.read_exact(&mut word).map_err(|_| FsError::NotFound)?;
