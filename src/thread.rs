@@ -27,8 +27,8 @@ use crate::arch::aarch64::kernel_map::KernelStack;
 use crate::arch::aarch64::switch::{Context, switch_context};
 use crate::arch::aarch64::timer;
 use crate::arch::aarch64::{
-    core_pointer, interrupts_are_masked, mask_interrupts, restore_interrupts, set_core_pointer,
-    touch_program_stack, unmask_interrupts, wait_for_interrupt,
+    core_pointer, interrupts_are_masked, is_on_program_stack, mask_interrupts, restore_interrupts,
+    set_core_pointer, touch_program_stack, unmask_interrupts, wait_for_interrupt,
 };
 use crate::program::process::{Process, ThreadStack};
 use crate::sync::{SpinLock, SpinLockGuard};
@@ -709,23 +709,30 @@ impl Drop for Call {
     #[inline(never)]
     fn drop(&mut self) {
         with_current(|thread| thread.calls.fetch_sub(1, Ordering::Relaxed));
-        end_if_told();
+        if must_end_now() {
+            exit(Exit::Stopped)
+        }
     }
 }
 
-/// Whether the running thread is told to end, and may: it is in no call.
-#[inline(always)]
+/// Whether the running thread is told to end, and may: it is in no call, nor in a handler, which a fault that waits for the
+/// disk is.
 fn must_end_now() -> bool {
+    is_told_to_end() && is_on_program_stack()
+}
+
+#[inline(always)]
+fn is_told_to_end() -> bool {
     with_current(|thread| {
         thread.must_end.load(Ordering::Relaxed) && thread.calls.load(Ordering::Relaxed) == 0
     })
     .unwrap_or(false)
 }
 
-/// Where a thread goes back to program code: ends it, if it is told to.
+/// At the end of a handler, which goes back to program code: ends the thread, if it is told to.
 #[inline(always)]
 pub fn end_if_told() {
-    if must_end_now() {
+    if is_told_to_end() {
         exit(Exit::Stopped)
     }
 }

@@ -29,13 +29,12 @@ status_is() {
 
 # A crate outside of the repository, from the template: nothing but the path of the dependency is changed.
 template_is_built() {
-    local folder=$PROGRAMS/greet
-    rm -rf "$folder" && cp -r examples/template "$folder" &&
-        sed "s|path = .*|path = \"$ROOT\" }|" examples/template/Cargo.toml >"$folder/Cargo.toml" &&
-        (cd "$folder" && cargo_for_programs build)
+    cp -r examples/template "$OUTSIDE/greet" &&
+        sed "s|path = .*|path = \"$ROOT\" }|" examples/template/Cargo.toml >"$OUTSIDE/greet/Cargo.toml" &&
+        (cd "$OUTSIDE/greet" && cargo_for_programs build)
 }
 
-greet() { (cd "$PROGRAMS/greet" && cargo_for_programs run --quiet -- "$@"); }
+greet() { (cd "$OUTSIDE/greet" && cargo_for_programs run --quiet -- "$@"); }
 
 template_runs() {
     local PINFOLD="--timeout 100"
@@ -162,6 +161,7 @@ mapbench_measures() {
 }
 
 mkdir -p "$PROGRAMS"
+OUTSIDE=$(mktemp -d)
 check "a crate from the template is built" template_is_built
 check "it runs with arguments, environment and an exit status" template_runs
 check "it goes onto a card" template_runs_from_a_card
@@ -175,3 +175,4 @@ check "kv leaves garbage behind" kv_is_compacted
 check "kv has what it acknowledged, after each of 5 kills" kv_survives_kills
 check "iobench measures" iobench_measures
 check "mapbench measures" mapbench_measures
+rm -rf "$OUTSIDE"

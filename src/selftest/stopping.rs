@@ -233,6 +233,34 @@ selftest!(fn large_write() "stopping: a program in the middle of a large write e
     assert_eq!(root.fs.statistics().expect("known").free_inodes, before, "a file is still open");
 });
 
+selftest!(fn faults() "stopping: a program in the middle of a fault that reads ends after it, and the page is there for others" {
+    if root().is_none() { return };
+    const LEN: usize = 600_000;
+    let program = program_under_test!(|_: &[String]| {
+        let file = new_file();
+        // SAFETY: nobody changes it.
+        let map = unsafe { Mmap::map(&file) }.expect("mapped");
+        map.advise(crate::mmap::Advice::Random).expect("taken");
+        begin();
+        loop {
+            for page in map.chunks(4096) { black_box(page[0]); }
+            let _call = kernel::Call::enter();
+            crate::mm::CACHE.drop_clean();
+        }
+    });
+    fs::write(PATH, alloc::vec![7; LEN]).expect("written");
+    new_file().sync_all().expect("durable");
+    for round in 0..30 {
+        crate::mm::CACHE.drop_clean();
+        let running = start(program, 1);
+        kernel::sleep(round * 97);
+        running.interrupt();
+        assert_eq!(running.wait(), INTERRUPTED);
+        assert!(fs::read(PATH).expect("readable").iter().all(|byte| *byte == 7));
+    }
+    fs::remove_file(PATH).expect("removed");
+});
+
 selftest!(fn files_come_back() "stopping: open files, mapped files and pinned bytes of what was stopped are given back" {
     let Some(root) = root() else { return };
     let program = program_under_test!(|_: &[String]| {
