@@ -8,19 +8,21 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/common.sh"
 cd "$ROOT"
 kills=${1:-100}
-work=$ROOT/target/campaign-kv
-rm -rf "$work" && mkdir -p "$work/tree"
+work=$ROOT/target/campaign-kv.$$
+mkdir -p "$work/tree"
 trap 'rm -rf "$work"' EXIT
 
 records=1000000
 seq 1 $records | awk '{ printf "key%07d\tvalue of %d, and %d\n", ($1 * 7919) % 1000003, $1, $1 * 31 }' >"$work/tree/lines"
-make_disk() { mkfs.ext4 -q -F -b 4096 -d "$work/tree" "$work/disk.img" 256M; }
+make_disk() { mkfs.ext4 -q -F -b 4096 -d "$work/tree" "$work/disk.img" 256M 2>/dev/null; }
 make_disk
 "$ROOT/scripts/build.sh"
+# One image for all of it, whatever is built meanwhile.
+cp target/kernel8.img "$work/"
 
 # Not by qemu.sh or timeout, whose child would go on when they are killed.
 boot() {
-    exec qemu-system-aarch64 -M virt -cpu cortex-a72 -m 256M -kernel target/kernel8.img -display none -nic none \
+    exec qemu-system-aarch64 -M virt -cpu cortex-a72 -m 256M -kernel "$work/kernel8.img" -display none -nic none \
         -monitor none -serial stdio -semihosting-config enable=on,target=native -global virtio-mmio.force-legacy=false \
         -drive "if=none,id=disk,format=raw,file=$work/disk.img" -device virtio-blk-device,drive=disk -append "$1" </dev/null
 }
@@ -49,8 +51,8 @@ for ((kill = 1; kill <= kills; kill++)); do
     # The journal is replayed in a copy, as e2fsck -fn alone does not.
     if ((kill % 10 == 0 || kill == kills)); then
         cp --sparse=always "$work/disk.img" "$work/copy.img"
-        e2fsck -fp "$work/copy.img" >"$work/fsck" || [ $? -le 1 ] || { cat "$work/fsck"; die "kill $kill: e2fsck is not satisfied"; }
-        e2fsck -fn "$work/copy.img" >"$work/fsck" || { cat "$work/fsck"; die "kill $kill: e2fsck is not satisfied"; }
+        e2fsck -fp "$work/copy.img" >"$work/fsck" 2>&1 || [ $? -le 1 ] || { cat "$work/fsck"; die "kill $kill: e2fsck is not satisfied"; }
+        e2fsck -fn "$work/copy.img" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "kill $kill: e2fsck is not satisfied"; }
     fi
     say "kill $kill: $acknowledged records acknowledged"
     if [ "$acknowledged" = $records ]; then
@@ -59,5 +61,5 @@ for ((kill = 1; kill <= kills; kill++)); do
     fi
 done
 ./qemu.sh --timeout 600 --disk "$work/disk.img" "run kv /store compare /lines $acknowledged" >"$work/log" || { cat "$work/log"; die "records are missing at the end"; }
-e2fsck -fn "$work/disk.img" >"$work/fsck" || { cat "$work/fsck"; die "e2fsck is not satisfied at the end"; }
+e2fsck -fn "$work/disk.img" >"$work/fsck" 2>&1 || { cat "$work/fsck"; die "e2fsck is not satisfied at the end"; }
 say "$moments kills; every acknowledged record was there, and e2fsck is satisfied."
