@@ -108,7 +108,7 @@ make_text() {
 }
 
 # What counts is what it prints.
-box() { ./qemu.sh --timeout 200 --disk "$PROGRAMS/box.img" "$@" 2>&1 | tr -d '\r' | sed '1,2d' || true; }
+box() { ./qemu.sh --timeout 200 --disk "$PROGRAMS/box.img" "$@" | tr -d '\r' | sed '1,2d' || true; }
 
 # What grep and wc of the PC print.
 same_as_the_pc() {
@@ -162,6 +162,7 @@ mapbench_measures() {
 
 mkdir -p "$PROGRAMS"
 OUTSIDE=$(mktemp -d)
+check "the image is built" scripts/build.sh
 check "a crate from the template is built" template_is_built
 check "it runs with arguments, environment and an exit status" template_runs
 check "it goes onto a card" template_runs_from_a_card

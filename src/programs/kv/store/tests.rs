@@ -277,6 +277,20 @@ fn no_damaged_bit_goes_unseen() {
 }
 
 #[test]
+fn records_that_changed_places_are_refused() {
+    let (image, _) = example();
+    let len = HEAD + 2 + 40;
+    let mut damaged = image.clone();
+    damaged[START..START + len].copy_from_slice(&image[START + len..START + 2 * len]);
+    damaged[START + len..START + 2 * len].copy_from_slice(&image[START..START + len]);
+    let refused = Err(Error::Damaged {
+        what: "a record whose checksum is wrong",
+        at: START as u64,
+    });
+    assert_eq!(reopened(&damaged), refused);
+}
+
+#[test]
 fn a_file_that_is_cut_or_no_store_is_refused() {
     let (image, _) = example();
     for len in [28, PAGE, START, START + 100] {
