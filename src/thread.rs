@@ -16,7 +16,7 @@
 //! The lock is held *across* a switch: the thread that goes on lets go of it. What is per core is reached through
 //! TPIDR_EL1 (`Core`); a second core would bring its own `Core` and share the rest.
 //!
-//! A thread of a program may be told to end ([`Thread::end_soon`]): it does at its next return to program code. In a
+//! A thread of a program may be told to end (`Thread::end_soon`): it does at its next return to program code. In a
 //! [call](Call) of the kernel it goes on until that is over, since it may hold what others need; where it waits outside
 //! of one, the wait ends, and with it the thread. Whoever tells it wakes it, and waits may end without reason.
 //!

@@ -12,7 +12,7 @@
 //!
 //! A thread in the middle of a call of the kernel ([`Call`]) finishes it first: it may hold what others need. Nothing is
 //! unwound: destructors of what the threads had do not run. So what the kernel keeps for a program is known here as well:
-//! open files and holds of pinned bytes as [`Resource`]s, maps by their holder, stacks. Memory from the heap is not: a
+//! open files and holds of pinned bytes as `Resource`s, maps by their holder, stacks. Memory from the heap is not: a
 //! program that is stopped, not one that returns, loses what it had allocated.
 
 use super::{PROGRAMS, Program, on_program_stack};
@@ -21,6 +21,7 @@ use crate::mm::{self, ProgramStack};
 use crate::println;
 use crate::sync::SpinLock;
 use crate::thread::{self, Call, Exit, Role, SpawnError, Thread};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -116,11 +117,11 @@ pub fn start(program: &'static Program, arguments: Vec<String>) -> Result<Runnin
     });
     let main = process.spawn(program.name, {
         let process = process.clone();
-        move || {
+        Box::new(move || {
             let status = (program.main)(&process.arguments);
             let _call = Call::enter();
             process.stop(status);
-        }
+        })
     })?;
     Ok(Running { main, process })
 }
@@ -149,10 +150,11 @@ impl Running {
 
 impl Process {
     /// Another thread of it, which runs `f` on SP_EL0.
+    #[inline(never)]
     pub(crate) fn spawn(
         self: &Arc<Self>,
         name: &str,
-        f: impl FnOnce() + Send + 'static,
+        f: Box<dyn FnOnce() + Send>,
     ) -> Result<Arc<Thread>, SpawnError> {
         let stack = ProgramStack::new(STACK_SIZE).map_err(|_| SpawnError::OutOfMemory)?;
         let end = stack.end().0;

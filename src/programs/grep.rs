@@ -69,7 +69,7 @@ impl Search<'_> {
     fn file(&self, path: &str) -> Result<usize, ScanError> {
         let map = scan::map(path)?;
         let numbers = self.numbers && !self.counts && !self.names;
-        let found = scan::pieces(&map, |bytes, piece| {
+        let found = scan::pieces(&map, &|bytes, piece| {
             let lines = text::lines_of(bytes, piece);
             let before_next = if numbers {
                 text::newlines(&bytes[lines.clone()])

@@ -43,7 +43,7 @@ pub(super) fn map(path: &str) -> Result<Mmap, ScanError> {
 /// Calls `f` with each piece of `map`, in any order; what it returned, in the order of the pieces.
 pub(super) fn pieces<R: Send>(
     map: &Mmap,
-    f: impl Fn(&[u8], Range<usize>) -> R + Sync,
+    f: &(dyn Fn(&[u8], Range<usize>) -> R + Sync),
 ) -> Result<Vec<R>, ScanError> {
     map.advise(Advice::Sequential).map_err(ScanError::Map)?;
     let next = AtomicUsize::new(0);

@@ -59,7 +59,7 @@ fn count(path: &str, letters: &str) -> Result<Counts, ScanError> {
         return Ok(counts);
     }
     let has_words = letters.contains('w');
-    let pieces = scan::pieces(&map, |bytes, piece| {
+    let pieces = scan::pieces(&map, &|bytes, piece| {
         let words = if has_words {
             text::words(bytes, piece.clone())
         } else {
