@@ -7,7 +7,7 @@
 //!
 //! | Where | What | In the standard library |
 //! | --- | --- | --- |
-//! | [`env`] | arguments, environment | `std::env` |
+//! | [`env`](mod@env) | arguments, environment | `std::env` |
 //! | [`fs`] | files | `std::fs` |
 //! | [`mmap`] | files as memory | crate `memmap2` |
 //! | [`io`] | the console, traits of crate `embedded-io` | `std::io` |
