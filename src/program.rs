@@ -19,7 +19,7 @@
 //!
 //! [`print!`](crate::print!), [`println!`](crate::println!) and crate `log` reach the console. Locks that wait are in
 //! [`sync`](crate::sync). What is elsewhere in this crate is the kernel's: a program that calls it enters a
-//! [`Call`](crate::thread::Call) first.
+//! [`Call`] first.
 //!
 //! ```no_run
 //! #![no_std]
