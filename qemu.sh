@@ -19,6 +19,8 @@ this script's. Without COMMAND there is a console. The first run installs what i
   --cpu NAME          processor of virt, cortex-a72 unless said; also cortex-a53, cortex-a76, max, ...
   --smp N             cores of virt, 1 unless said; the Pis have 4
   --disk FILE         a disk image (raw); may be given again on virt. A Pi has one card, its size a power of two
+  --env NAME=VALUE    a variable for programs; may be given again
+  --elf FILE WORD...  boot FILE instead, a program of your own that Cargo has built, with these arguments
   --icount            count instructions: one takes one nanosecond, and each run is the same
   --gdb               wait for a debugger; says how to attach it
   --debug             the unoptimised image
@@ -37,12 +39,21 @@ number() {
     esac
 }
 
+# A word for the grammar of commands, whatever is in it.
+quoted() {
+    local word=${1//\\/\\\\}
+    case "$1" in
+        '' | *[!A-Za-z0-9_./:=@%+,-]*) printf '"%s"' "${word//\"/\\\"}" ;;
+        *) printf '%s' "$1" ;;
+    esac
+}
+
 machine=virt memory='' cpu='' smp='' timeout=''
 icount=no gdb=no build=()
-disks=() command=() options=()
+disks=() command=() options=() variables=() elf=''
 while [ $# -gt 0 ]; do
     case "$1" in
-        --machine | --memory | --cpu | --smp | --disk | --timeout)
+        --machine | --memory | --cpu | --smp | --disk | --timeout | --env | --elf)
             [ $# -ge 2 ] || usage_error "$1 needs an argument"
             ;;
     esac
@@ -53,6 +64,18 @@ while [ $# -gt 0 ]; do
         --smp) number "$1" "$2" && smp=$2 && shift ;;
         --disk) disks+=("$2") && shift ;;
         --timeout) number "$1" "$2" && timeout=$2 && shift ;;
+        --env)
+            [[ $2 =~ ^[A-Z_][A-Z0-9_]*= ]] || usage_error "--env takes NAME=VALUE, with a NAME of A to Z, 0 to 9 and _, not $2"
+            variables+=("$(quoted "$2")") && shift
+            ;;
+        --elf)
+            elf=$2
+            [ -f "$elf" ] || usage_error "there is no program $elf"
+            shift 2
+            command=(run "$(quoted "$(basename "$elf")")")
+            while [ $# -gt 0 ]; do command+=("$(quoted "$1")") && shift; done
+            break
+            ;;
         --icount) icount=yes ;;
         --gdb) gdb=yes ;;
         --debug) build=(--debug) ;;
@@ -94,10 +117,15 @@ if [ -n "$timeout" ]; then
 fi
 
 "$ROOT/scripts/setup.sh" run
-"$ROOT/scripts/build.sh" ${build[@]+"${build[@]}"}
-image=$ROOT/target/kernel8.img elf=$ROOT/target/$TARGET/release/pinfold
-if [ ${#build[@]} -gt 0 ]; then
-    image=$ROOT/target/kernel8-debug.img elf=$ROOT/target/$TARGET/debug/pinfold
+if [ -n "$elf" ]; then
+    image=$elf.img
+    "$ROOT/scripts/image.sh" "$elf" "$image"
+else
+    "$ROOT/scripts/build.sh" ${build[@]+"${build[@]}"}
+    image=$ROOT/target/kernel8.img elf=$ROOT/target/$TARGET/release/pinfold
+    if [ ${#build[@]} -gt 0 ]; then
+        image=$ROOT/target/kernel8-debug.img elf=$ROOT/target/$TARGET/debug/pinfold
+    fi
 fi
 
 # A host of the same kind runs the image itself, unless what is asked for needs emulation.
@@ -118,6 +146,7 @@ else
     [ "$machine" != virt ] || qemu+=(-cpu "${cpu:-cortex-a72}")
 fi
 [ "$machine" != virt ] || qemu+=(-m "${memory:-256M}" -smp "${smp:-1}")
+command=(${variables[@]+"${variables[@]}"} ${command[@]+"${command[@]}"})
 [ ${#command[@]} -eq 0 ] || qemu+=(-append "${command[*]}")
 
 # Only a terminal has keys for QEMU; in a pipe, Ctrl-A is a byte like any other.

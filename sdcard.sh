@@ -12,20 +12,22 @@ root file system, with what is in DIRECTORY. Root is not needed. The same input 
 
   --size SIZE         of the card image: 256M unless said, a power of two, as QEMU wants it
   --program "NAME.."  what runs after power-on, as on the kernel command line; without it there is a console
+  --elf FILE          a program of your own that Cargo has built, instead of Pinfold's image; it runs after power-on
   --firmware DIR      firmware and device trees from DIR, instead of from Debian: bootcode.bin, start.elf, fixup.dat,
                       start4.elf, fixup4.dat, and bcm27*.dtb
   --help              this text
 END
 }
 
-out='' directory='' size=256M program='' firmware=''
+out='' directory='' size=256M program='' firmware='' elf=''
 while [ $# -gt 0 ]; do
     case "$1" in
-        --size | --program | --firmware) [ $# -ge 2 ] || usage_error "$1 needs an argument" ;;
+        --size | --program | --firmware | --elf) [ $# -ge 2 ] || usage_error "$1 needs an argument" ;;
     esac
     case "$1" in
         --size) size=$2 && shift ;;
         --program) program=$2 && shift ;;
+        --elf) elf=$2 && shift ;;
         --firmware) firmware=$2 && shift ;;
         --help | -h)
             help
@@ -49,6 +51,7 @@ done
 [ -d "$(dirname "$out")" ] || usage_error "there is no folder $(dirname "$out")"
 [ -z "$directory" ] || [ -d "$directory" ] || usage_error "there is no folder $directory"
 [ -z "$firmware" ] || [ -d "$firmware" ] || usage_error "there is no folder $firmware"
+[ -z "$elf" ] || [ -f "$elf" ] || usage_error "there is no program $elf"
 [[ $program != *$'\n'* ]] || usage_error "--program is one line"
 case "$size" in
     *[!0-9MG]* | '' | [!1-9]*) usage_error "--size takes a size such as 256M or 4G, not $size" ;;
@@ -61,7 +64,14 @@ case "$mib" in *[!0-9]*) usage_error "--size takes a size such as 256M or 4G, no
     usage_error "--size is a power of two from 128M on, and $size is not"
 
 "$ROOT/scripts/setup.sh" card
-"$ROOT/scripts/build.sh"
+if [ -n "$elf" ]; then
+    kernel=$elf.img
+    "$ROOT/scripts/image.sh" "$elf" "$kernel"
+    program=${program:-run $(basename "$elf")}
+else
+    kernel=$ROOT/target/kernel8.img
+    "$ROOT/scripts/build.sh"
+fi
 find_rust
 if [ -z "$firmware" ]; then
     "$ROOT/scripts/pi-files.sh" firmware
@@ -98,7 +108,7 @@ done
 [ $trees -gt 0 ] || die "there is no device tree in ${sources[*]}"
 [ -s "$boot/LICENCE.firmware.txt" ] ||
     die "the firmware may only be passed on with its licence: ${sources[*]} has neither copyright nor LICENCE.broadcom"
-cp "$ROOT/target/kernel8.img" "$boot/"
+cp "$kernel" "$boot/kernel8.img"
 cat "$ROOT/LICENSE-MIT" >"$boot/LICENCE.pinfold.txt"
 
 # What is on the card decides its numbers, so that the same input makes the same image.

@@ -17,6 +17,7 @@ Checks all that can be checked on this machine, or only the groups named:
     virt        the image tests itself on QEMU's virt machine, in many shapes
     disks       ext4 on virtio disks, and on the Pis' cards
     maps        files in maps: what is stored reaches the disk, what fails is told
+    programs    programs: those in the box, and crates of one's own
     pi          the same on raspi3b and raspi4b, with and without a device tree
     firmware    the same when firmware hands over, in EL3 or EL2, and with a damaged device tree
     card        the card image: made, sound, the same each time, and started by U-Boot
@@ -26,7 +27,7 @@ The last line is "N passed, N failed"; the status is 0 if none failed. Logs are 
 END
 }
 
-all=(style pc docs build scripts virt disks maps pi firmware card sd)
+all=(style pc docs build scripts virt disks maps programs pi firmware card sd)
 case "${1-}" in
     --help | -h)
         help

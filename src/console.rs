@@ -6,7 +6,7 @@
 
 use crate::driver::pl011::{Loopback, Pl011};
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
-use crate::thread::{self, Thread};
+use crate::thread::{self, Call, Thread};
 use crate::{interrupt, selftest};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -69,6 +69,7 @@ macro_rules! println {
 
 /// Prints to the console, not in the middle of another thread's output.
 pub fn print(arguments: fmt::Arguments<'_>) {
+    let _call = Call::enter();
     let _line = Line::begin();
     // The only error is one that an argument's own `fmt` returned: what it printed so far stands.
     let _ = Writer.write_fmt(arguments);
@@ -76,6 +77,7 @@ pub fn print(arguments: fmt::Arguments<'_>) {
 
 /// Prints bytes as they are, but LF as CR LF.
 pub fn write_bytes(bytes: &[u8]) {
+    let _call = Call::enter();
     let _line = Line::begin();
     bytes.iter().for_each(|byte| put_text(*byte));
 }

@@ -4,8 +4,15 @@ use crate::files::VFS;
 use crate::fs::vfs::{LastLink, Node};
 use crate::fs::{Attributes, FileKind, FsError};
 use crate::mm::cache::InUse;
+use crate::program::process::{Owned, Resource};
 use crate::sync::SpinLock;
+use crate::thread::{self, Call};
 use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes written at a time: a program that is told to end in the middle of a large write leaves it after so many.
+const PIECE: usize = 4 << 20;
 
 /// How a file is opened: as `std::fs::OpenOptions`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +53,7 @@ impl OpenOptions {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::Exists`], [`FsError::IsADirectory`] and all else the file system says.
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File, FsError> {
+        let _call = Call::enter();
         let path = path.as_ref();
         let can_write = self.write || self.append;
         let node = match VFS.resolve(path, LastLink::Follow) {
@@ -64,9 +72,15 @@ impl OpenOptions {
             _ => return Err(FsError::NotAFile),
         }
         node.fs.open(node.file)?;
+        let path: Arc<str> = String::from_utf8_lossy(path).into();
         let file = File {
+            _open: Owned::new(Arc::new(OpenFile {
+                node: node.clone(),
+                path: path.clone(),
+                is_open: AtomicBool::new(true),
+            })),
             node,
-            path: String::from_utf8_lossy(path).into_owned(),
+            path,
             options: *self,
             position: SpinLock::new(0),
         };
@@ -80,9 +94,27 @@ impl OpenOptions {
 /// An open file.
 pub struct File {
     node: Node,
-    path: String,
+    path: Arc<str>,
     options: OpenOptions,
     position: SpinLock<u64>,
+    /// Closes it.
+    _open: Owned,
+}
+
+/// What a program that ends without a word leaves open.
+struct OpenFile {
+    node: Node,
+    path: Arc<str>,
+    is_open: AtomicBool,
+}
+
+impl Resource for OpenFile {
+    fn release(&self) {
+        let was_open = self.is_open.swap(false, Ordering::Relaxed);
+        if was_open && let Err(error) = self.node.fs.close(self.node.file) {
+            log::warn!("{}: not closed: {error}", self.path);
+        }
+    }
 }
 
 /// Where to go: as `std::io::SeekFrom`.
@@ -118,11 +150,13 @@ impl File {
 
     /// What is known about it.
     pub fn metadata(&self) -> Result<Attributes, FsError> {
+        let _call = Call::enter();
         self.node.fs.attributes(self.node.file)
     }
 
     /// Cuts it, or lets it grow with zeros.
     pub fn set_len(&self, len: u64) -> Result<(), FsError> {
+        let _call = Call::enter();
         self.check(self.options.write || self.options.append)?;
         self.node.fs.set_len(self.node.file, len)
     }
@@ -132,6 +166,7 @@ impl File {
     /// # Errors
     /// What went wrong now, or with an earlier write that nobody was told of.
     pub fn sync_all(&self) -> Result<(), FsError> {
+        let _call = Call::enter();
         self.node.fs.sync_file(self.node.file)
     }
 
@@ -140,6 +175,7 @@ impl File {
     /// # Errors
     /// As [`sync_all`](Self::sync_all).
     pub fn sync_data(&self) -> Result<(), FsError> {
+        let _call = Call::enter();
         self.node.fs.sync_data(self.node.file)
     }
 
@@ -176,14 +212,25 @@ impl File {
 
     /// Reads at `offset`; less than asked for only at the end.
     pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize, FsError> {
+        let _call = Call::enter();
         self.check(self.options.read)?;
         self.node.fs.read_at(self.node.file, offset, bytes)
     }
 
     /// Writes all of `bytes` at `offset`.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<(), FsError> {
+        let _call = Call::enter();
         self.check(self.options.write || self.options.append)?;
-        self.node.fs.write_at(self.node.file, offset, bytes)
+        let mut at = offset;
+        for piece in bytes.chunks(PIECE) {
+            if thread::is_to_end() {
+                // Nobody will see it: the call's end is the thread's.
+                return Err(FsError::Busy);
+            }
+            self.node.fs.write_at(self.node.file, at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 
     fn check(&self, is_allowed: bool) -> Result<(), FsError> {
@@ -201,13 +248,5 @@ impl File {
     /// The file as maps show it.
     pub(crate) fn mappable(&self) -> Result<InUse, FsError> {
         self.node.fs.mappable(self.node.file, &self.path)
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        if let Err(error) = self.node.fs.close(self.node.file) {
-            log::warn!("{}: not closed: {error}", self.path);
-        }
     }
 }

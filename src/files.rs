@@ -2,7 +2,9 @@
 
 mod commands;
 
+use crate::arch::aarch64::{kernel_map, timer};
 use crate::disk::{self, Disk, FindError};
+use crate::driver::pl031;
 use crate::fs::block::BlockDevice;
 use crate::fs::cached::Cached;
 use crate::fs::error::{Corruption, Structure};
@@ -14,7 +16,7 @@ use crate::mm::addr::PAGE_SIZE;
 use crate::mm::{self, CACHE};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
-use crate::{arch::aarch64::timer, println};
+use crate::{kernel, println};
 use alloc::sync::Arc;
 use core::fmt;
 
@@ -26,6 +28,27 @@ const COMMIT_US: u64 = 5_000_000;
 
 /// Seconds since 1970 at power-on; zero where no clock tells.
 static POWER_ON: SpinLock<u64> = SpinLock::new(0);
+
+/// Asks the machine's clock what time it is, if it has one.
+fn set_clock() {
+    let Some(clock) = kernel::board().clock else {
+        return;
+    };
+    match kernel_map::map_device(clock, pl031::SIZE) {
+        Ok(registers) => {
+            let since_power_on = timer::ns_from_ticks(timer::now()) / 1_000_000_000;
+            // SAFETY: just mapped, for good.
+            let now = unsafe { pl031::seconds(registers) };
+            *POWER_ON.lock() = now.saturating_sub(since_power_on);
+        }
+        Err(error) => println!("pinfold: the clock at {clock} cannot be read: {error:?}"),
+    }
+}
+
+/// Whether [`now`] tells the time of day.
+pub fn knows_time_of_day() -> bool {
+    *POWER_ON.lock() != 0
+}
 
 /// The time of day, or where no clock tells, since power-on in 1970.
 pub fn now() -> Timestamp {
@@ -117,6 +140,7 @@ fn mount_fat(device: Arc<dyn BlockDevice>, access: Access) -> Result<Arc<dyn Fil
 
 /// Mounts the root: the disk or partition `root` names, else the first on which there is an ext4 file system.
 pub fn init(root: Option<&str>) {
+    set_clock();
     let disks = disk::list();
     match root {
         // An ext4 file system, unless it is asked for by name.

@@ -24,7 +24,7 @@ use crate::shell;
 use crate::symbols::{Symbol, Symbols};
 use crate::sync::Mutex;
 use crate::thread::{self, Role};
-use crate::{console, disk, files, interrupt, mm, println};
+use crate::{console, disk, files, interrupt, mm, println, program};
 use aarch64_cpu::registers::{MIDR_EL1, Readable};
 use core::fmt;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -126,6 +126,7 @@ struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
+    /// What is told by words `name=value`; variables of the environment are set on the way.
     fn parse(line: &'a str) -> Self {
         let mut options = Self {
             log: LevelFilter::Info,
@@ -136,6 +137,10 @@ impl<'a> Options<'a> {
         };
         loop {
             let rest = options.commands.trim_start();
+            if let Some(len) = program::env::take_from(rest) {
+                options.commands = &rest[len..];
+                continue;
+            }
             let word = rest.split_whitespace().next().unwrap_or_default();
             let Some((name, value)) = word.split_once('=') else {
                 return options;

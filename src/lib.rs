@@ -6,7 +6,8 @@
 //! | --- | --- | --- |
 //! | [`mm`] | frames, heap, maps, the fault path | image and PC |
 //! | [`fs`] | block devices, file systems | image and PC |
-//! | `file`, `mmap` | what programs use: files, and files as memory | image |
+//! | `program` | programs and what they use: files, maps, threads, clocks | image |
+//! | [`programs`] | the programs in the box | image; what needs no machine on a PC too |
 //! | [`arch`] | the processor | image; its pure functions on a PC too |
 //! | [`symbols`] | names of functions, for backtraces | image and PC |
 //! | [`sync`] | locks, and their order | image and PC |
@@ -15,11 +16,15 @@
 
 extern crate alloc;
 
+#[doc(hidden)]
+pub use linkme;
+
 pub mod arch;
 pub mod command;
 pub mod driver;
 pub mod fs;
 pub mod mm;
+pub mod programs;
 pub mod symbols;
 pub mod sync;
 

@@ -20,14 +20,17 @@
 use crate::file::File;
 use crate::fs::FsError;
 use crate::mm::addr::{PAGE_SIZE, VirtAddr};
-use crate::mm::cache::InUse;
+use crate::mm::cache::{CachedFile, Hold};
 use crate::mm::describe::{Residency, residency};
 use crate::mm::fault::Access;
 use crate::mm::manager::{Advice as MapAdvice, MapError, Placement, Remap};
 use crate::mm::maps;
 use crate::mm::object::{Pattern, Sharing, SyncMode};
 use crate::mm::table::Protection;
+use crate::program::process::{Owned, Resource};
 use crate::sync::SpinLock;
+use crate::thread::Call;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::{Deref, DerefMut, Range, RangeBounds};
@@ -195,6 +198,7 @@ impl MmapOptions {
 
     /// Maps memory with no file behind it: zeros, as many as [`len`](Self::len) says.
     pub fn map_anon(&self) -> Result<MmapMut, MmapError> {
+        let _call = Call::enter();
         let len = self.len.unwrap_or(0);
         let base = maps().map_anon(
             Placement::Anywhere,
@@ -218,6 +222,7 @@ impl MmapOptions {
         protection: Protection,
         sharing: Sharing,
     ) -> Result<Inner, MmapError> {
+        let _call = Call::enter();
         let (can_read, can_write) = file.access();
         let needs_write = protection.allows(Access::Write) && sharing == Sharing::Shared;
         if !can_read || needs_write && !can_write {
@@ -247,7 +252,7 @@ impl MmapOptions {
             base,
             skipped,
             len,
-            file: Some(cached),
+            file: Some(Arc::downgrade(&cached)),
             may_write: can_write || sharing == Sharing::CopyOnWrite,
             pins: SpinLock::new(Vec::new()),
         };
@@ -269,7 +274,8 @@ struct Inner {
     /// Bytes from there to the first that was asked for.
     skipped: usize,
     len: usize,
-    file: Option<InUse>,
+    /// The map itself holds it.
+    file: Option<Weak<CachedFile>>,
     /// Whether stores may be allowed: they are private, or the file was opened for them.
     may_write: bool,
     /// Ranges of bytes that are pinned.
@@ -301,6 +307,7 @@ impl Inner {
     }
 
     fn flush(&self, offset: usize, len: usize, mode: SyncMode) -> Result<(), MmapError> {
+        let _call = Call::enter();
         let range = self.check(offset, len)?;
         if range.is_empty() {
             return Ok(());
@@ -310,11 +317,13 @@ impl Inner {
     }
 
     fn protect(&self, protection: Protection) -> Result<(), MmapError> {
+        let _call = Call::enter();
         maps().set_permissions(self.base, self.whole(), protection)?;
         Ok(())
     }
 
     fn advise(&self, advice: MapAdvice, range: Range<usize>) -> Result<(), MmapError> {
+        let _call = Call::enter();
         let range = self.check(range.start, range.end.saturating_sub(range.start))?;
         if range.is_empty() {
             return Ok(());
@@ -324,6 +333,7 @@ impl Inner {
     }
 
     fn remap(&mut self, len: usize, options: RemapOptions) -> Result<(), MmapError> {
+        let _call = Call::enter();
         let new = self.skipped.checked_add(len).ok_or(MmapError::OutOfRange)?;
         let how = match options.may_move {
             true => Remap::MayMove,
@@ -335,13 +345,16 @@ impl Inner {
     }
 
     fn pin(&self, range: Range<usize>) -> Result<PinnedSlice<'_>, MmapError> {
+        let _call = Call::enter();
         if range.end > self.len || range.start >= range.end {
             return Err(MmapError::OutOfRange);
         }
         let (base, length) = self.pages(&range);
-        let hold = self.file.as_ref().map(|file| {
+        let file = self.file.as_ref().and_then(Weak::upgrade);
+        let hold = file.map(|file| {
             let offset = maps().file_offset(base).unwrap_or(0);
-            file.hold(offset + length)
+            let hold = file.hold(offset + length);
+            Owned::new(Arc::new(Held(SpinLock::new(Some(hold)))))
         });
         // Noted first: whoever drops another pin meanwhile must not unlock these pages.
         self.pins.lock().push(range.clone());
@@ -357,6 +370,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let _call = Call::enter();
         if let Err(error) = maps().remove(self.base, self.whole()) {
             log::warn!("{} stays mapped: {error}", self.base);
         }
@@ -367,7 +381,17 @@ impl Drop for Inner {
 pub struct PinnedSlice<'a> {
     inner: &'a Inner,
     range: Range<usize>,
-    _hold: Option<crate::mm::cache::Hold>,
+    _hold: Option<Owned>,
+}
+
+/// What keeps a file from being cut.
+struct Held(SpinLock<Option<Hold>>);
+
+impl Resource for Held {
+    fn release(&self) {
+        let hold = self.0.lock().take();
+        drop(hold);
+    }
 }
 
 impl Deref for PinnedSlice<'_> {
@@ -381,6 +405,7 @@ impl Deref for PinnedSlice<'_> {
 
 impl Drop for PinnedSlice<'_> {
     fn drop(&mut self) {
+        let _call = Call::enter();
         let mut pins = self.inner.pins.lock();
         if let Some(at) = pins.iter().position(|range| *range == self.range) {
             pins.swap_remove(at);
@@ -442,11 +467,13 @@ macro_rules! both {
 
             /// Keeps all of it in memory until [`unlock`](Self::unlock).
             pub fn lock(&self) -> Result<(), MmapError> {
+                let _call = Call::enter();
                 Ok(maps().lock(self.0.base, self.0.whole())?)
             }
 
             /// Takes [`lock`](Self::lock) back.
             pub fn unlock(&self) -> Result<(), MmapError> {
+                let _call = Call::enter();
                 Ok(maps().unlock(self.0.base, self.0.whole())?)
             }
 
@@ -473,6 +500,7 @@ macro_rules! both {
 
             /// What is present of it now, in pages.
             pub fn residency(&self) -> Residency {
+                let _call = Call::enter();
                 residency(maps(), self.0.base, self.0.whole())
             }
         }

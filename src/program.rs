@@ -1,19 +1,68 @@
-//! Programs: what runs on top of the machine.
+//! Programs: what runs on top of the machine, and what they use.
 //!
-//! A program is a function linked into the image, registered in [`PROGRAMS`] and started by name. It runs in a thread
-//! of its own at EL1 with SPSel = 0: on SP_EL0, a stack of its own, so that whatever happens to that stack, handlers
-//! have theirs. The stack is an anonymous map with a guard page below, and grows by fault. A crash ends the program, not the machine.
+//! A program is a function linked into the image, registered by [`program!`](crate::program!) and started by name. It runs
+//! in threads of its own at EL1 with SPSel = 0: on SP_EL0, stacks of their own, so that whatever happens to those, handlers
+//! have theirs. A stack is an anonymous map with a guard page below, and grows by fault. A crash ends the program, not the
+//! machine.
+//!
+//! | Where | What | In the standard library |
+//! | --- | --- | --- |
+//! | [`env`](mod@env) | arguments, environment | `std::env` |
+//! | [`fs`] | files | `std::fs` |
+//! | [`mmap`] | files as memory | crate `memmap2` |
+//! | [`io`] | the console, traits of crate `embedded-io` | `std::io` |
+//! | [`options`] | options of programs | |
+//! | [`process`] | starting and ending programs | `std::process` |
+//! | [`random`] | random numbers, traits of crate `rand_core` | crate `rand` |
+//! | [`thread`] | threads | `std::thread` |
+//! | [`time`] | clocks | `std::time` |
+//!
+//! [`print!`](crate::print!), [`println!`](crate::println!) and crate `log` reach the console. Locks that wait are in
+//! [`sync`](crate::sync). What is elsewhere in this crate is the kernel's: a program that calls it enters a
+//! [`Call`] first.
+//!
+//! ```no_run
+//! #![no_std]
+//! #![no_main]
+//! extern crate alloc;
+//!
+//! use alloc::string::String;
+//! use pinfold::program::fs::{self, FsError};
+//! use pinfold::println;
+//!
+//! pinfold::program! { name: "count", summary: "count the bytes of files", main }
+//!
+//! fn main(paths: &[String]) -> Result<(), FsError> {
+//!     for path in paths {
+//!         println!("{} {path}", fs::read(path)?.len());
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
-use crate::command::{COMMANDS, Command, FAILURE, Status, USAGE};
+pub mod env;
+pub mod fs;
+pub mod io;
+pub mod options;
+pub mod process;
+pub mod random;
+pub mod thread;
+pub mod time;
+
+pub use crate::mmap;
+pub use process::interrupt;
+
+use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
 use crate::mm::ProgramStack;
 use crate::println;
-use crate::sync::SpinLock;
-use crate::thread::{self, Exit, Role};
+use crate::thread::{Call, Role, SpawnError, Thread, spawn_with};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::arch::global_asm;
+use core::fmt;
 use linkme::distributed_slice;
+use process::ThreadStack;
 
 /// A program that can be started.
 pub struct Program {
@@ -29,6 +78,92 @@ pub struct Program {
 #[distributed_slice]
 pub static PROGRAMS: [Program];
 
+/// Makes a function a program.
+///
+/// The function may take the words after the program's name, as `&[String]`, or nothing; and returns what
+/// [`Termination`](crate::program::Termination) takes: nothing, an exit status, or a `Result` whose error is printed.
+///
+/// ```
+/// # #![no_std]
+/// use pinfold::command::Status;
+///
+/// pinfold::program! { name: "twice", summary: "a program of two words", main: twice }
+///
+/// fn twice() -> Status { 2 }
+/// ```
+///
+/// In a binary of its own, `pinfold::program!(main)` takes the binary's name and the package's description.
+#[macro_export]
+macro_rules! program {
+    ($main:ident) => {
+        $crate::program! { name: env!("CARGO_BIN_NAME"), summary: env!("CARGO_PKG_DESCRIPTION"), main: $main }
+    };
+    (name: $name:expr, summary: $summary:expr, main $(,)?) => {
+        $crate::program! { name: $name, summary: $summary, main: main }
+    };
+    (name: $name:expr, summary: $summary:expr, main: $main:expr $(,)?) => {
+        const _: () = {
+            use $crate::program as pinfold_program;
+
+            #[$crate::linkme::distributed_slice(pinfold_program::PROGRAMS)]
+            #[linkme(crate = $crate::linkme)]
+            static PROGRAM: pinfold_program::Program = pinfold_program::Program {
+                name: $name,
+                summary: $summary,
+                main: |arguments| pinfold_program::Main::call(&$main, $name, arguments),
+            };
+        };
+    };
+}
+
+/// What `main` may be. `Kind` tells the kinds apart for the compiler, and is nobody's business.
+pub trait Main<Kind> {
+    /// Calls it, and says what goes wrong in the name of the program.
+    fn call(&self, name: &str, arguments: &[String]) -> Status;
+}
+
+impl<T: Termination, F: Fn() -> T> Main<((), T)> for F {
+    fn call(&self, name: &str, _: &[String]) -> Status {
+        self().report(name)
+    }
+}
+
+impl<T: Termination, F: Fn(&[String]) -> T> Main<(&[String], T)> for F {
+    fn call(&self, name: &str, arguments: &[String]) -> Status {
+        self(arguments).report(name)
+    }
+}
+
+/// What `main` may return.
+pub trait Termination {
+    /// The exit status; an error is printed, after the program's name.
+    fn report(self, name: &str) -> Status;
+}
+
+impl Termination for () {
+    fn report(self, _: &str) -> Status {
+        SUCCESS
+    }
+}
+
+impl Termination for Status {
+    fn report(self, _: &str) -> Status {
+        self
+    }
+}
+
+impl<T: Termination, E: fmt::Display> Termination for Result<T, E> {
+    fn report(self, name: &str) -> Status {
+        match self {
+            Ok(value) => value.report(name),
+            Err(error) => {
+                println!("{name}: {error}");
+                FAILURE
+            }
+        }
+    }
+}
+
 #[distributed_slice(COMMANDS)]
 static RUN: Command = Command {
     name: "run",
@@ -37,12 +172,6 @@ static RUN: Command = Command {
     run,
 };
 
-/// Bytes of a program's stack at most: it is a map, and takes the memory of what has been touched.
-const STACK_SIZE: u64 = 8 << 20;
-
-/// Exit status of a program that crashed, as a shell says of one that a signal ended.
-const CRASHED: Status = 128 + 11;
-
 fn run(arguments: &[&str]) -> Status {
     let Some((name, arguments)) = arguments.split_first() else {
         let mut programs: Vec<&Program> = PROGRAMS.iter().collect();
@@ -50,15 +179,15 @@ fn run(arguments: &[&str]) -> Status {
         for program in programs {
             println!("{:12} {}", program.name, program.summary);
         }
-        return 0;
+        return SUCCESS;
     };
-    let Some(program) = PROGRAMS.iter().find(|program| program.name == *name) else {
+    let Some(program) = process::find(name) else {
         println!("run: no program \"{name}\"; `run` lists them");
         return USAGE;
     };
     let arguments = arguments.iter().map(ToString::to_string).collect();
-    match start(program, arguments) {
-        Ok(running) => running.wait(),
+    match process::start(program, arguments) {
+        Ok(running) => running.wait_in_foreground(),
         Err(error) => {
             println!("run: {name}: {error}");
             FAILURE
@@ -66,60 +195,38 @@ fn run(arguments: &[&str]) -> Status {
     }
 }
 
-/// A program that was started.
-pub struct Running {
-    thread: Arc<thread::Thread>,
-    status: Arc<SpinLock<Option<Status>>>,
-}
+/// Bytes of the stack of [`spawn`]'s threads at most.
+const STACK_SIZE: u64 = 8 << 20;
 
-impl Running {
-    /// Waits for its end; its exit status.
-    pub fn wait(&self) -> Status {
-        let exit = self.thread.join();
-        // What it mapped and did not unmap, because it crashed or did not care.
-        if let Err(error) = crate::mm::maps().remove_holder(self.thread.id) {
-            println!("run: {}: maps remain: {error}", self.thread.name);
-        }
-        match exit {
-            Exit::Returned => self.status.lock().unwrap_or(CRASHED),
-            Exit::Crashed(_) => CRASHED,
-        }
-    }
-}
-
-/// Starts `program` with `arguments`.
-pub fn start(
-    program: &'static Program,
-    arguments: Vec<String>,
-) -> Result<Running, thread::SpawnError> {
-    let status = Arc::new(SpinLock::new(None));
-    let result = status.clone();
-    let thread = spawn(program.name, Role::Program, move || {
-        *result.lock() = Some((program.main)(&arguments));
-    })?;
-    Ok(Running { thread, status })
-}
-
-/// Starts a thread that runs `f` on SP_EL0.
+/// Starts a thread that runs `f` on SP_EL0 and belongs to no program: for what the kernel does in a program's manner.
 pub fn spawn(
     name: &str,
     role: Role,
     f: impl FnOnce() + Send + 'static,
-) -> Result<Arc<thread::Thread>, thread::SpawnError> {
-    let stack = ProgramStack::new(STACK_SIZE).map_err(|_| thread::SpawnError::OutOfMemory)?;
-    let stack_end = stack.end().0;
-    thread::spawn_with(name, role, Some(stack), move || {
-        let mut f = Some(f);
-        let mut call = || f.take().into_iter().for_each(|f| f());
-        let mut call: &mut dyn FnMut() = &mut call;
-        // SAFETY: the stack is mapped, and this thread's until it ends; `call_it` gets the pointer it expects, to a
-        // local of ours that outlives the call.
-        unsafe { on_sp_el0(call_it, (&raw mut call).cast(), stack_end) };
+) -> Result<Arc<Thread>, SpawnError> {
+    let stack = ProgramStack::new(STACK_SIZE).map_err(|_| SpawnError::OutOfMemory)?;
+    let end = stack.end().0;
+    spawn_with(name, role, None, Some(ThreadStack::new(stack)), move || {
+        on_program_stack(end, f)
     })
 }
 
+/// Calls `f` on the stack that ends at `stack_end`, which is this thread's until it ends.
+fn on_program_stack(stack_end: u64, f: impl FnOnce()) {
+    let mut f = Some(f);
+    let mut call = || {
+        // The first return to program code: it may have been told to end before it began.
+        drop(Call::enter());
+        f.take().into_iter().for_each(|f| f());
+    };
+    let mut call: &mut dyn FnMut() = &mut call;
+    // SAFETY: the stack is mapped, and this thread's; `call_it` gets the pointer it expects, to a local of ours that
+    // outlives the call.
+    unsafe { on_sp_el0(call_it, (&raw mut call).cast(), stack_end) };
+}
+
 unsafe extern "C" fn call_it(closure: *mut u8) {
-    // SAFETY: `spawn` passes a pointer to this type.
+    // SAFETY: `on_program_stack` passes a pointer to this type.
     unsafe { (*closure.cast::<&mut dyn FnMut()>())() };
 }
 
@@ -146,18 +253,3 @@ on_sp_el0:
     ret
     "#
 );
-
-#[distributed_slice(PROGRAMS)]
-static HELLO: Program = Program {
-    name: "hello",
-    summary: "say what it cost to get to a program's first instruction",
-    main: hello,
-};
-
-fn hello(_: &[String]) -> Status {
-    let ticks = crate::arch::aarch64::timer::now();
-    let start = crate::kernel::start_cost(ticks);
-    println!("Hello from a program on SP_EL0.");
-    println!("{start}");
-    0
-}

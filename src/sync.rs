@@ -8,6 +8,8 @@
 //! | --- | --- | --- |
 //! | console line | [`Mutex`] | lines of output against each other |
 //! | a wait's own lock | [`SpinLock`] | what a [`WaitQueue`] is about: an exit status, a mutex's bit, received bytes |
+//! | foreground | [`SpinLock`] | which program Ctrl-C ends |
+//! | a program | [`SpinLock`] | its status, its threads, what it has |
 //! | maps | [`SpinLock`] | all maps and the low half's tables; a mapped file's lookup is called with it held |
 //! | scheduler | [`SpinLock`] | ready threads, sleepers, all wait queues |
 //! | kernel map | [`SpinLock`] | the tables of the high half |

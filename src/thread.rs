@@ -16,6 +16,10 @@
 //! The lock is held *across* a switch: the thread that goes on lets go of it. What is per core is reached through
 //! TPIDR_EL1 (`Core`); a second core would bring its own `Core` and share the rest.
 //!
+//! A thread of a program may be told to end (`Thread::end_soon`): it does at its next return to program code. In a
+//! [call](Call) of the kernel it goes on until that is over, since it may hold what others need; where it waits outside
+//! of one, the wait ends, and with it the thread. Whoever tells it wakes it, and waits may end without reason.
+//!
 //! The timer is armed only for the next sleeper, or for the end of a slice while somebody else is ready.
 
 use crate::arch::aarch64::fp::{self, FpRegisters};
@@ -23,10 +27,10 @@ use crate::arch::aarch64::kernel_map::KernelStack;
 use crate::arch::aarch64::switch::{Context, switch_context};
 use crate::arch::aarch64::timer;
 use crate::arch::aarch64::{
-    core_pointer, interrupts_are_masked, mask_interrupts, restore_interrupts, set_core_pointer,
-    touch_program_stack, unmask_interrupts, wait_for_interrupt,
+    core_pointer, interrupts_are_masked, is_on_program_stack, mask_interrupts, restore_interrupts,
+    set_core_pointer, touch_program_stack, unmask_interrupts, wait_for_interrupt,
 };
-use crate::mm::ProgramStack;
+use crate::program::process::{Process, ThreadStack};
 use crate::sync::{SpinLock, SpinLockGuard};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -35,10 +39,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
+use core::marker::PhantomData;
 use core::mem;
 use core::ops::Range;
 use core::ptr;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// What a crash of the thread means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +63,8 @@ pub enum Exit {
     Returned,
     /// It crashed; the report.
     Crashed(String),
+    /// Its program ended, and with it all its threads.
+    Stopped,
 }
 
 /// Why no thread was made.
@@ -81,9 +88,15 @@ pub struct Thread {
     pub id: u64,
     /// What its crash means.
     pub role: Role,
+    /// The program it is part of.
+    pub process: Option<Arc<Process>>,
     stack: Option<KernelStack>,
     /// What SP_EL0 points into, if it is a program; kept here because a crash never returns to whom it belongs.
-    _program_stack: Option<ProgramStack>,
+    _program_stack: Option<ThreadStack>,
+    /// It ends as soon as it is in no call of the kernel.
+    must_end: AtomicBool,
+    /// Calls of the kernel that it is in. Only the thread itself changes it, and handlers on top of it look.
+    calls: AtomicU32,
     context: UnsafeCell<Context>,
     fp: UnsafeCell<Option<Box<FpRegisters>>>,
     entry: UnsafeCell<Option<Box<dyn FnOnce() + Send>>>,
@@ -258,6 +271,7 @@ impl WaitQueue {
         self.wait_until(guard, Some(timer::now() + timer::ticks_from_us(us)))
     }
 
+    #[inline(never)]
     fn wait_until<'a, T>(
         &self,
         guard: SpinLockGuard<'a, T>,
@@ -265,6 +279,12 @@ impl WaitQueue {
     ) -> (SpinLockGuard<'a, T>, bool) {
         let lock = guard.lock();
         let mut scheduler = SCHEDULER.lock();
+        // Looked at with SCHEDULER held: whoever tells us later finds us blocked, and wakes us.
+        if must_end_now() {
+            drop(scheduler);
+            drop(guard);
+            exit(Exit::Stopped)
+        }
         // The order matters: only once we hold SCHEDULER can a waker no longer slip in between.
         let interrupts = guard.unlock_keeping_interrupts_masked();
         let thread = current();
@@ -276,7 +296,13 @@ impl WaitQueue {
         let has_timed_out = unsafe { (*thread.wait.get()).has_timed_out };
         drop(scheduler);
         finish_switch();
-        (lock.relock(interrupts), has_timed_out)
+        let guard = lock.relock(interrupts);
+        if must_end_now() {
+            drop(guard);
+            drop(thread);
+            exit(Exit::Stopped)
+        }
+        (guard, has_timed_out)
     }
 
     /// Wakes the thread that has waited longest.
@@ -409,7 +435,11 @@ fn switch_away(scheduler: &mut SpinLockGuard<'_, Scheduler>) {
 /// What every thread does once it runs again and has let go of the lock.
 fn finish_switch() {
     let dead = SCHEDULER.lock().dead.take();
-    drop(dead);
+    if dead.is_some() {
+        // To give back its stacks is not to be left half done.
+        let _call = Call::enter();
+        drop(dead);
+    }
 }
 
 /// Turns the boot context into the idle thread, and lets threads be spawned.
@@ -460,8 +490,11 @@ impl Thread {
             name: name.into(),
             id: scheduler.next_id - 1,
             role,
+            process: None,
             stack,
             _program_stack: None,
+            must_end: AtomicBool::new(false),
+            calls: AtomicU32::new(0),
             context: UnsafeCell::new(context),
             fp: UnsafeCell::new(None),
             entry: UnsafeCell::new(None),
@@ -474,6 +507,7 @@ impl Thread {
     }
 
     /// Waits until the thread has ended, and says how.
+    #[inline(never)]
     pub fn join(&self) -> Exit {
         let mut exit = self.exit.lock();
         loop {
@@ -485,6 +519,7 @@ impl Thread {
     }
 
     /// As [`join`](Self::join), for `us` microseconds at most.
+    #[inline(never)]
     pub fn join_timeout(&self, us: u64) -> Option<Exit> {
         touch_program_stack(); // as in `sleep`
         let deadline = timer::now() + timer::ticks_from_us(us);
@@ -515,6 +550,28 @@ impl Thread {
         f(unsafe { &mut *self.fp.get() })
     }
 
+    /// Whom its maps belong to: its program, else itself.
+    pub fn holder(&self) -> u64 {
+        self.process.as_ref().map_or(self.id, |process| process.id)
+    }
+
+    /// Tells it to end at its next return to program code. May be called by a handler.
+    pub(crate) fn end_soon(self: &Arc<Self>) {
+        self.must_end.store(true, Ordering::Relaxed);
+        let mut scheduler = SCHEDULER.lock();
+        // SAFETY: `SCHEDULER` is locked; a queue outlives those who wait in it.
+        unsafe {
+            let wait = *self.wait.get();
+            if !wait.is_blocked {
+                return;
+            }
+            if let Some(queue) = wait.queue.as_ref() {
+                (*queue.0.get()).remove(self);
+            }
+        }
+        scheduler.make_ready(self.clone(), false);
+    }
+
     /// x29 and the return address of a thread that does not run, for a backtrace.
     pub fn backtrace_start(&self) -> (u64, u64) {
         let _scheduler = SCHEDULER.lock();
@@ -529,24 +586,41 @@ pub fn spawn(
     role: Role,
     f: impl FnOnce() + Send + 'static,
 ) -> Result<Arc<Thread>, SpawnError> {
-    spawn_with(name, role, None, f)
+    spawn_with(name, role, None, None, f)
 }
 
-/// As [`spawn`], with a second stack that is freed when the thread is, however that ends.
+/// As [`spawn`], as a thread of `process`, and with a second stack that is freed when the thread is, however that ends.
 pub(crate) fn spawn_with(
     name: &str,
     role: Role,
-    program_stack: Option<ProgramStack>,
+    process: Option<Arc<Process>>,
+    program_stack: Option<ThreadStack>,
     f: impl FnOnce() + Send + 'static,
 ) -> Result<Arc<Thread>, SpawnError> {
+    spawn_boxed(name, role, process, program_stack, Box::new(f))
+}
+
+#[inline(never)]
+fn spawn_boxed(
+    name: &str,
+    role: Role,
+    process: Option<Arc<Process>>,
+    program_stack: Option<ThreadStack>,
+    f: Box<dyn FnOnce() + Send>,
+) -> Result<Arc<Thread>, SpawnError> {
     let stack = KernelStack::new().ok_or(SpawnError::OutOfMemory)?;
-    let mut scheduler = SCHEDULER.lock();
     let thread = Arc::new(Thread {
+        process,
         _program_stack: program_stack,
-        ..Thread::new(&mut scheduler, name, role, Some(stack))
+        ..Thread::new(&mut SCHEDULER.lock(), name, role, Some(stack))
     });
     // SAFETY: nobody else has the thread yet.
-    unsafe { *thread.entry.get() = Some(Box::new(f)) };
+    unsafe { *thread.entry.get() = Some(f) };
+    // Before it runs, since its end takes it out again.
+    if let Some(process) = &thread.process {
+        process.add(&thread);
+    }
+    let mut scheduler = SCHEDULER.lock();
     scheduler.all.push(thread.clone());
     scheduler.make_ready(thread.clone(), false);
     Ok(thread)
@@ -566,9 +640,16 @@ extern "C" fn thread_start() -> ! {
 }
 
 /// Ends the running thread.
+#[cold]
+#[inline(never)]
 pub fn exit(how: Exit) -> ! {
     let thread = current();
     let dropped = thread.clone();
+    // What follows is not to be ended in its turn.
+    thread.calls.fetch_add(1, Ordering::Relaxed);
+    if let Some(process) = &thread.process {
+        process.remove(&thread, &how);
+    }
     *thread.exit.lock() = Some(how);
     thread.exited.wake_all();
     drop(thread);
@@ -597,12 +678,77 @@ pub fn try_current() -> Option<Arc<Thread>> {
     }
 }
 
+/// Asks the running thread, if threads have been started, without counting it.
+#[inline(always)]
+pub fn with_current<R>(f: impl FnOnce(&Thread) -> R) -> Option<R> {
+    let current = core()?.current.get();
+    // SAFETY: `core.current` holds a count of the running thread: the one that asks, which lives until it has the answer.
+    Some(f(unsafe { &*current }))
+}
+
+/// A program is in the kernel: its thread, if told to end meanwhile, does when this drops. Calls may lie in calls.
+///
+/// Whatever programs call begins with one, unless it leaves nothing half done wherever it is left.
+#[must_use = "the call is over when this drops"]
+pub struct Call(
+    // It counts for the thread that made it.
+    PhantomData<*const ()>,
+);
+
+impl Call {
+    /// Begins a call.
+    #[inline(never)]
+    pub fn enter() -> Self {
+        touch_program_stack(); // it may take locks that a fault of the stack would need
+        with_current(|thread| thread.calls.fetch_add(1, Ordering::Relaxed));
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Call {
+    #[inline(never)]
+    fn drop(&mut self) {
+        with_current(|thread| thread.calls.fetch_sub(1, Ordering::Relaxed));
+        if must_end_now() {
+            exit(Exit::Stopped)
+        }
+    }
+}
+
+/// Whether the running thread is told to end, and may: it is in no call, nor in a handler, which a fault that waits for the
+/// disk is.
+fn must_end_now() -> bool {
+    is_told_to_end() && is_on_program_stack()
+}
+
+#[inline(always)]
+fn is_told_to_end() -> bool {
+    with_current(|thread| {
+        thread.must_end.load(Ordering::Relaxed) && thread.calls.load(Ordering::Relaxed) == 0
+    })
+    .unwrap_or(false)
+}
+
+/// At the end of a handler, which goes back to program code: ends the thread, if it is told to.
+#[inline(always)]
+pub fn end_if_told() {
+    if is_told_to_end() {
+        exit(Exit::Stopped)
+    }
+}
+
+/// Whether the running thread was told to end: what takes long, and can be left, is left then.
+pub fn is_to_end() -> bool {
+    with_current(|thread| thread.must_end.load(Ordering::Relaxed)).unwrap_or(false)
+}
+
 /// Whether who runs may wait: a thread, not a handler or the holder of a spin lock, and not the idle thread.
 pub fn may_wait() -> bool {
     !interrupts_are_masked() && core().is_some_and(|core| core.current.get() != core.idle.get())
 }
 
 /// Lets the others run first.
+#[inline(never)]
 pub fn yield_now() {
     let mut scheduler = SCHEDULER.lock();
     scheduler.ready.push(current());
@@ -612,14 +758,31 @@ pub fn yield_now() {
 }
 
 /// Sleeps for `us` microseconds at least.
+#[inline(never)]
 pub fn sleep(us: u64) {
     touch_program_stack(); // the list of sleepers takes memory, under the scheduler's lock
     let deadline = timer::now() + timer::ticks_from_us(us);
+    loop {
+        let mut scheduler = SCHEDULER.lock();
+        if must_end_now() {
+            drop(scheduler);
+            exit(Exit::Stopped)
+        }
+        scheduler.block(&current(), ptr::null(), Some(deadline));
+        switch_away(&mut scheduler);
+        drop(scheduler);
+        finish_switch();
+        if timer::now() >= deadline {
+            return;
+        }
+    }
+}
+
+/// A number that no thread has or will have.
+pub(crate) fn new_id() -> u64 {
     let mut scheduler = SCHEDULER.lock();
-    scheduler.block(&current(), ptr::null(), Some(deadline));
-    switch_away(&mut scheduler);
-    drop(scheduler);
-    finish_switch();
+    scheduler.next_id += 1;
+    scheduler.next_id - 1
 }
 
 /// The timer's interrupt: wakes who is due, and sees whether the slice is over.

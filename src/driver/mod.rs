@@ -15,6 +15,12 @@ pub mod mailbox;
 #[cfg(target_os = "none")]
 pub mod pci;
 #[cfg(target_os = "none")]
+pub mod pi_rng;
+#[cfg(target_os = "none")]
 pub mod pl011;
 #[cfg(target_os = "none")]
+pub mod pl031;
+#[cfg(target_os = "none")]
 pub mod virtio_blk;
+#[cfg(target_os = "none")]
+pub mod virtio_rng;

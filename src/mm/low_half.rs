@@ -38,8 +38,7 @@ pub(super) fn init() -> Result<(), OutOfFrames> {
     let tables = PageTables::new(&FRAMES, HardwareMmu::new())?;
     // SAFETY: the root stays with the manager, which is never dropped.
     unsafe { HardwareMmu::install(tables.root()) };
-    // A thread's maps are its program's; programs of several threads map in the first.
-    let holder = || crate::thread::try_current().map_or(0, |thread| thread.id);
+    let holder = || crate::thread::with_current(|thread| thread.holder()).unwrap_or(0);
     let maps = MAPS.call_once(|| {
         MemoryMapManager::new(&FRAMES, tables, layout::MAPS)
             .with_holder(holder)

@@ -396,7 +396,10 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             .and_then(|l| l.checked_add(page));
         let length = length.ok_or(MapError::OutOfRange)?;
         let base = self.map_anon(Placement::Anywhere, length, Protection::READ_WRITE)?;
-        if let Err(error) = self.guard(base, page) {
+        // It is the thread's, which frees it; not its program's, whose end may come before the thread's last instruction.
+        let whole = base.page().0..base.page().0 + length / page;
+        let disowned = self.change(&whole, |object| object.holder = 0);
+        if let Err(error) = disowned.and_then(|_| self.guard(base, page)) {
             self.remove(base, length)?;
             return Err(error);
         }

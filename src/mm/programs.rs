@@ -1,44 +1,32 @@
 //! Programs that show what maps do.
 
 use super::addr::PAGE_SIZE;
-use super::low_half::maps;
-use super::manager::Placement;
-use super::table::Protection;
 use crate::command::{FAILURE, SUCCESS, Status, USAGE};
 use crate::file::File;
 use crate::mmap::{MmapError, MmapMut};
 use crate::println;
-use crate::program::{PROGRAMS, Program};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
-use linkme::distributed_slice;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// What `sparse` and `fill` map: far more than there is.
 const SIZE: u64 = 64 << 30;
 
-#[distributed_slice(PROGRAMS)]
-static SPARSE: Program = Program {
-    name: "sparse",
-    summary: "map 64 GiB and store to a page in every GiB",
-    main: sparse,
-};
+crate::program! { name: "sparse", summary: "map 64 GiB and store to a page in every GiB", main: sparse }
 
-#[distributed_slice(PROGRAMS)]
-static FILL: Program = Program {
+crate::program! {
     name: "fill",
     summary: "map 64 GiB and store to every page, until there is no memory left",
     main: fill,
-};
+}
 
-#[distributed_slice(PROGRAMS)]
-static CHURN: Program = Program {
+crate::program! {
     name: "churn",
     summary: "store to random pages of a mapped file: PATH STORES [SEED]; -c as first word checks that they are there",
     main: churn,
-};
+}
 
 /// Where the stores of `churn` go, and what they store.
 struct Stores {
@@ -121,23 +109,23 @@ fn churn_file(path: &str, count: usize, seed: u64, is_check: bool) -> Result<u64
     Ok(wrong.count() as u64)
 }
 
-fn sparse(_: &[String]) -> Status {
+fn sparse() -> Status {
     touch(1 << 30)
 }
 
-fn fill(_: &[String]) -> Status {
+fn fill() -> Status {
     touch(PAGE)
 }
 
 fn touch(step: u64) -> Status {
-    let base = match maps().map_anon(Placement::Anywhere, SIZE, Protection::READ_WRITE) {
-        Ok(base) => base,
+    let map = match MmapMut::map_anon(SIZE as usize) {
+        Ok(map) => map,
         Err(error) => {
             println!("no map of {} GiB: {error}", SIZE >> 30);
             return FAILURE;
         }
     };
-    let address = |offset: u64| (base.0 + offset) as *mut u64;
+    let address = |offset: u64| (map.as_ptr().addr() as u64 + offset) as *mut u64;
     for offset in (0..SIZE).step_by(step as usize) {
         // SAFETY: in the map made above, which nobody else knows.
         unsafe { address(offset).write_volatile(offset) };
@@ -150,11 +138,5 @@ fn touch(step: u64) -> Status {
             return FAILURE;
         }
     }
-    match maps().unmap(base) {
-        Ok(()) => SUCCESS,
-        Err(error) => {
-            println!("not unmapped: {error}");
-            FAILURE
-        }
-    }
+    SUCCESS
 }

@@ -12,7 +12,7 @@ fn report_of(f: fn()) -> String {
     let thread = thread::spawn("crash on purpose", Role::Test, f).expect("a thread");
     match thread.join() {
         Exit::Crashed(report) => report,
-        Exit::Returned => panic!("it did not crash"),
+        exit => panic!("it did not crash: {exit:?}"),
     }
 }
 

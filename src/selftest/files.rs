@@ -96,7 +96,7 @@ fn report_of(f: impl FnOnce() + Send + 'static) -> String {
         .join()
     {
         Exit::Crashed(report) => report,
-        Exit::Returned => panic!("it did not crash"),
+        exit => panic!("it did not crash: {exit:?}"),
     }
 }
 

@@ -45,7 +45,7 @@ fn as_program(f: impl FnOnce() + Send + 'static) -> Exit {
 fn report_of(f: impl FnOnce() + Send + 'static) -> String {
     match as_program(f) {
         Exit::Crashed(report) => report,
-        Exit::Returned => panic!("it did not crash"),
+        exit => panic!("it did not crash: {exit:?}"),
     }
 }
 

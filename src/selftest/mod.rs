@@ -17,6 +17,7 @@ mod maps;
 mod memory;
 mod programs;
 mod sd;
+mod stopping;
 mod threads;
 
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
@@ -137,6 +138,7 @@ fn run(test: &Test) -> Outcome {
     match thread.join_timeout(TIME_LIMIT_US) {
         Some(Exit::Returned) => Outcome::Passed,
         Some(Exit::Crashed(report)) => Outcome::Failed(report),
+        Some(Exit::Stopped) => Outcome::Failed("it was stopped".into()),
         None => Outcome::Hung(thread),
     }
 }

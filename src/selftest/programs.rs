@@ -17,7 +17,7 @@ fn start(f: impl FnOnce() + Send + 'static) -> Arc<Thread> {
 fn report_of(f: fn()) -> String {
     match start(f).join() {
         Exit::Crashed(report) => report,
-        Exit::Returned => panic!("it did not crash"),
+        exit => panic!("it did not crash: {exit:?}"),
     }
 }
 

@@ -117,6 +117,15 @@ pub enum LedPin {
     Firmware(u32),
 }
 
+/// Which random number generator a Raspberry Pi has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PiRngKind {
+    /// A Raspberry Pi 3's.
+    Bcm2835,
+    /// A Raspberry Pi 4's.
+    Rng200,
+}
+
 /// Registers of a virtio device of whatever type, 0x200 bytes: QEMU has many with no device behind them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VirtioSlot {
@@ -198,6 +207,10 @@ pub struct Board {
     pub sd_hosts: ArrayVec<SdHost, MAX_SD_HOSTS>,
     /// The kernel command line that the tree brings.
     pub command_line: &'static str,
+    /// A PL031, which tells the time of day.
+    pub clock: Option<PhysAddr>,
+    /// A Raspberry Pi's random number generator.
+    pub pi_rng: Option<(PiRngKind, PhysAddr)>,
     /// Random bytes that the tree brings: `rng-seed`, else `kaslr-seed`.
     pub seed: &'static [u8],
 }
@@ -368,6 +381,9 @@ impl Board {
             pci: None,
             sd_hosts,
             command_line: "",
+            clock: None,
+            // Boards without a tree are QEMU's, whose Raspberry Pi 4 has this one, too.
+            pi_rng: Some((PiRngKind::Bcm2835, at(0x10_4000))),
             seed: &[],
         })
     }

@@ -342,7 +342,14 @@ unsafe extern "C" {
 extern "C" fn on_data_fault(esr: u64, far: u64, spsr: u64) -> Verdict {
     match data_fault(esr) {
         // Who holds a spin lock has interrupts masked: `on_sync` says more.
-        Some((attempt, _)) if spsr & I_MASKED == 0 => crate::mm::resolve_data_fault(attempt, far),
+        Some((attempt, _)) if spsr & I_MASKED == 0 => {
+            let verdict = crate::mm::resolve_data_fault(attempt, far);
+            // Meanwhile others may have run, and told a program to end.
+            if verdict == Verdict::ResolvedLater && spsr & SP_ELX == 0 {
+                crate::thread::end_if_told();
+            }
+            verdict
+        }
         _ => Verdict::Untried,
     }
 }
@@ -358,7 +365,7 @@ extern "C" fn on_sync(frame: &mut TrapFrame, verdict: Verdict) {
         && let Syndrome::Abort { attempt, kind, .. } = frame.syndrome()
         && crate::mm::resolve(attempt, kind, frame.far, frame.is_in_critical_section())
     {
-        return;
+        return end_if_told(frame);
     }
     match frame.syndrome() {
         Syndrome::FloatingPointDenied if super::fp::allow_to_current_thread() => {}
@@ -369,9 +376,19 @@ extern "C" fn on_sync(frame: &mut TrapFrame, verdict: Verdict) {
     }
 }
 
-extern "C" fn on_irq(_: &mut TrapFrame) {
+extern "C" fn on_irq(frame: &mut TrapFrame) {
     crate::interrupt::dispatch();
     crate::thread::preempt_if_due();
+    end_if_told(frame);
+}
+
+/// A program that is to end does not go on. Every way back to program code that others may have run before looks for that,
+/// and so does the end of a call.
+#[inline(always)]
+fn end_if_told(frame: &TrapFrame) {
+    if frame.is_from_program() && !frame.is_in_critical_section() {
+        crate::thread::end_if_told();
+    }
 }
 
 extern "C" fn on_unexpected(frame: &mut TrapFrame, vector: Vector) -> ! {

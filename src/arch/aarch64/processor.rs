@@ -50,12 +50,17 @@ pub fn cannot_fault(pointer: *const u8) -> bool {
     (pointer.addr() as isize) < 0
 }
 
+/// Whether this runs on SP_EL0: as a program, or as kernel code that it called; not as a handler.
+pub fn is_on_program_stack() -> bool {
+    SPSel.get() & 1 == 0
+}
+
 /// Makes the next 16 KiB of the stack present, where it is a program's and so may not be: to be called before a lock is
 /// taken that resolving the stack's own fault would need, the maps' or the frames'. Where the stack ends before, the
 /// guard page's fault ends the program, while it holds nothing. In a critical section it is too late, and done before.
 #[inline(always)]
 pub fn touch_program_stack() {
-    if SPSel.get() & 1 == 0 && !interrupts_are_masked() {
+    if is_on_program_stack() && !interrupts_are_masked() {
         touch_stack();
     }
 }

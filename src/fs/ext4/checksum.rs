@@ -24,10 +24,10 @@ type Lookup = crc::Table<16>;
 static CRC32C: Crc<u32, Lookup> = Crc::<u32, Lookup>::new(&CASTAGNOLI);
 
 /// Where every chain begins that has no seed of its own.
-pub(super) const START: u32 = !0;
+pub(crate) const START: u32 = !0;
 
 /// Continues a CRC-32C over `bytes`.
-pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     if let Some(crc) = arch::crc::crc32c(seed, bytes) {
         return crc;
     }

@@ -33,7 +33,7 @@ mod bitmap;
 mod blocks;
 mod bytes;
 mod cache;
-mod checksum;
+pub(crate) mod checksum;
 mod directory;
 mod dirent;
 mod extent;

@@ -230,7 +230,7 @@ fn as_program(name: &str, f: impl FnOnce() + Send + 'static) -> Status {
     match program::spawn(name, Role::Program, f) {
         Ok(thread) => match thread.join() {
             Exit::Returned => SUCCESS,
-            Exit::Crashed(_) => FAILURE,
+            Exit::Crashed(_) | Exit::Stopped => FAILURE,
         },
         Err(error) => {
             println!("{name}: {error}");

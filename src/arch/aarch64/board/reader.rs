@@ -4,14 +4,14 @@
 //! Sources: Devicetree Specification v0.4; the bindings `arm,gic`, `arm,gic-v3`, `brcm,bcm2836-l1-intc`,
 //! `brcm,bcm2835-armctrl-ic`, `arm,pl011`, `arm,psci`, `arm,armv7-timer`, `virtio,mmio`, `pci-host-ecam-generic`,
 //! `brcm,bcm2835-pm`, `brcm,bcm2835-mbox`, `brcm,bcm2835-sdhci`, `brcm,bcm2835-dma`, `brcm,bcm2835-system-timer`,
-//! `raspberrypi,firmware-gpio`, `gpio-leds`.
+//! `raspberrypi,firmware-gpio`, `gpio-leds`, `arm,pl031`, `brcm,bcm2835-rng`, `brcm,iproc-rng200`.
 
 use super::interrupts::{Kind, Parents, Specifiers};
 use super::{
     Board, BoardError, Controller, InterruptMap, LOCAL_VIRTUAL_TIMER, LedPin, LedWiring,
     MAX_REDISTRIBUTOR_REGIONS, MAX_SD_HOSTS, MAX_VIRTIO_SLOTS, PI_DMA_WINDOW, PI_SPIN_TABLE,
-    PI_UART_HZ, PI3_PERIPHERALS, PciHost, PsciConduit, Ranges, RaspberryPi, SdHost, SdHostKind,
-    Uart, VIRTUAL_TIMER, VirtioSlot, Window,
+    PI_UART_HZ, PI3_PERIPHERALS, PciHost, PiRngKind, PsciConduit, Ranges, RaspberryPi, SdHost,
+    SdHostKind, Uart, VIRTUAL_TIMER, VirtioSlot, Window,
 };
 use crate::arch::aarch64::device_tree::Tree;
 use crate::arch::aarch64::device_tree::node::{Bus, Node};
@@ -59,6 +59,8 @@ enum Device {
     PiDma,
     PiSystemTimer,
     PiFirmwarePins,
+    PiRng(PiRngKind),
+    Pl031,
     Pci,
 }
 
@@ -82,6 +84,9 @@ impl Device {
             b"brcm,bcm2835-dma" => Self::PiDma,
             b"brcm,bcm2835-system-timer" => Self::PiSystemTimer,
             b"raspberrypi,firmware-gpio" => Self::PiFirmwarePins,
+            b"brcm,bcm2835-rng" => Self::PiRng(PiRngKind::Bcm2835),
+            b"brcm,bcm2711-rng200" | b"brcm,iproc-rng200" => Self::PiRng(PiRngKind::Rng200),
+            b"arm,pl031" => Self::Pl031,
             b"pci-host-ecam-generic" => Self::Pci,
             _ => return None,
         })
@@ -137,6 +142,8 @@ struct Found {
     virtio: ArrayVec<(PhysAddr, Specifiers<'static>), MAX_VIRTIO_SLOTS>,
     pci: Option<FoundPci>,
     sd_hosts: ArrayVec<FoundSdHost, MAX_SD_HOSTS>,
+    clock: Option<PhysAddr>,
+    pi_rng: Option<(PiRngKind, PhysAddr)>,
     command_line: Text,
     stdout_path: Text,
     rng_seed: &'static [u8],
@@ -272,6 +279,8 @@ impl Found {
             Device::PiDma => self.dma = base.map(|base| (base, bus.dma_window())),
             Device::PiSystemTimer => self.system_timer = base,
             Device::PiFirmwarePins => self.firmware_pins = node.cell("phandle"),
+            Device::Pl031 => self.clock = base,
+            Device::PiRng(kind) => self.pi_rng = base.map(|base| (kind, base)),
             Device::PiSdHost(kind) => push(&mut self.sd_hosts, base.map(sd_host(kind))),
             Device::Pci => self.pci = first.map(|ecam| pci(node, bus, ecam)),
         }
@@ -323,6 +332,8 @@ impl Found {
             pci: self.pci(),
             sd_hosts: self.sd_hosts(is_pi),
             command_line: self.command_line,
+            clock: self.clock,
+            pi_rng: self.pi_rng,
             seed: if self.rng_seed.is_empty() {
                 self.kaslr_seed
             } else {

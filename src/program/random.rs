@@ -1,0 +1,136 @@
+//! Random numbers, fit for keys.
+//!
+//! A ChaCha20 generator (crate `chacha20`) is seeded, when somebody first asks, with all that the machine has: the seed that
+//! firmware or an emulator puts into the device tree, a virtio-rng, a Raspberry Pi's generator. Where there is none of them
+//! there are no random numbers, and every function says so.
+//!
+//! ```no_run
+//! use pinfold::program::random::{self, rand_core::Rng};
+//!
+//! # fn main() -> Result<(), random::NoEntropy> {
+//! let mut generator = random::generator()?;
+//! let dice = generator.next_u32() % 6 + 1;
+//! # let _ = dice; Ok(()) }
+//! ```
+
+pub use chacha20::ChaCha20Rng;
+pub use rand_core;
+
+use crate::arch::aarch64::kernel_map;
+use crate::arch::aarch64::timer;
+use crate::driver::{pi_rng, virtio_rng};
+use crate::kernel;
+use crate::sync::Mutex;
+use crate::thread::Call;
+use core::fmt;
+use core::ptr::NonNull;
+use rand_core::{Rng, SeedableRng, TryCryptoRng, TryRng};
+use sha2::{Digest, Sha256};
+use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
+
+/// The machine has no source of randomness that we know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoEntropy;
+
+impl fmt::Display for NoEntropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this machine has no source of randomness: no seed in its device tree, no virtio-rng",
+        )
+    }
+}
+
+impl core::error::Error for NoEntropy {}
+
+/// The machine's generator.
+static GENERATOR: Mutex<Option<ChaCha20Rng>> = Mutex::new(None);
+
+/// Fills `bytes`.
+pub fn fill(bytes: &mut [u8]) -> Result<(), NoEntropy> {
+    generator()?.fill_bytes(bytes);
+    Ok(())
+}
+
+/// A generator of one's own, seeded from the machine's.
+pub fn generator() -> Result<ChaCha20Rng, NoEntropy> {
+    let _call = Call::enter();
+    let mut machine = GENERATOR.lock();
+    let machine = match &mut *machine {
+        Some(machine) => machine,
+        none => none.insert(ChaCha20Rng::from_seed(gather()?)),
+    };
+    let mut seed = [0; 32];
+    machine.fill_bytes(&mut seed);
+    Ok(ChaCha20Rng::from_seed(seed))
+}
+
+/// The machine's randomness, by the traits of crate `rand_core`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SysRng;
+
+impl TryRng for SysRng {
+    type Error = NoEntropy;
+
+    fn try_next_u32(&mut self) -> Result<u32, NoEntropy> {
+        Ok(generator()?.next_u32())
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, NoEntropy> {
+        Ok(generator()?.next_u64())
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), NoEntropy> {
+        fill(bytes)
+    }
+}
+
+impl TryCryptoRng for SysRng {}
+
+/// Bytes that make a seed: fewer can be tried one by one.
+const ENOUGH: usize = 16;
+
+/// All that the sources give, hashed together.
+fn gather() -> Result<[u8; 32], NoEntropy> {
+    let board = kernel::board();
+    let mut hash = Sha256::new();
+    let mut best = board.seed.len();
+    hash.update(board.seed);
+    for slot in &board.virtio_slots {
+        if let Some((bytes, len)) = from_virtio(slot.base) {
+            best = best.max(len);
+            hash.update(bytes);
+        }
+    }
+    if let Some((kind, base)) = board.pi_rng
+        && let Ok(registers) = kernel_map::map_device(base, pi_rng::SIZE)
+    {
+        // SAFETY: just mapped, and `GENERATOR` is locked: nobody else uses them.
+        let rng = unsafe { pi_rng::PiRng::new(registers, kind) };
+        let words = core::iter::from_fn(|| rng.word()).take(8);
+        let count = words.map(|word| hash.update(word.to_le_bytes())).count();
+        best = best.max(4 * count);
+    }
+    // Adds little, and takes nothing away.
+    hash.update(timer::now().to_le_bytes());
+    match best >= ENOUGH {
+        true => Ok(hash.finalize().into()),
+        false => Err(NoEntropy),
+    }
+}
+
+/// What the virtio device with registers at `base` gives, if it is one that gives random bytes.
+fn from_virtio(base: crate::mm::addr::PhysAddr) -> Option<([u8; virtio_rng::BYTES], usize)> {
+    const SIZE: u64 = 0x200;
+    const DEVICE_ID: u64 = 8;
+    const ENTROPY: u32 = 4;
+    let registers = kernel_map::map_device(base, SIZE).ok()?;
+    // SAFETY: just mapped, and reading the register changes nothing. A transport would reset what may be a disk.
+    let id = unsafe { ((registers.0 + DEVICE_ID) as *const u32).read_volatile() };
+    if id != ENTROPY {
+        return None;
+    }
+    let header = NonNull::new(registers.0 as *mut VirtIOHeader)?;
+    // SAFETY: just mapped, for good; `GENERATOR` is locked: nobody else uses them.
+    let transport = unsafe { MmioTransport::new(header, SIZE as usize) };
+    virtio_rng::read(transport.ok()?)
+}

@@ -1,0 +1,119 @@
+//! `grep`: the lines of files that hold a text.
+
+use super::scan::{self, ScanError};
+use super::text::{self, Case, Pattern};
+use crate::command::{FAILURE, SUCCESS, Status, USAGE};
+use crate::console;
+use crate::println;
+use crate::program::options;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+crate::program! {
+    name: "grep",
+    summary: "lines of files that hold a text (no pattern): [-ciln] TEXT FILE...",
+    main: main,
+}
+
+/// 0 if a line was found, 1 if none was, 2 if something went wrong.
+fn main(arguments: &[String]) -> Status {
+    let Ok((letters, [pattern, paths @ ..])) = options::letters(arguments, "ciln") else {
+        println!(
+            "usage: run grep [-c count] [-i ignore case] [-l names only] [-n numbers] TEXT FILE..."
+        );
+        return USAGE;
+    };
+    if pattern.is_empty() || paths.is_empty() {
+        println!("grep: say which TEXT, and in which FILE");
+        return USAGE;
+    }
+    let case = if letters.contains('i') {
+        Case::Ignored
+    } else {
+        Case::Matters
+    };
+    let search = Search {
+        pattern: Pattern::new(pattern.as_bytes(), case),
+        counts: letters.contains('c'),
+        names: letters.contains('l'),
+        numbers: letters.contains('n'),
+        prefixes: paths.len() > 1,
+    };
+    let mut status = FAILURE;
+    let mut has_failed = false;
+    for path in paths {
+        match search.file(path) {
+            Ok(0) => {}
+            Ok(_) => status = SUCCESS,
+            Err(error) => {
+                println!("grep: {path}: {error}");
+                has_failed = true;
+            }
+        }
+    }
+    if has_failed { USAGE } else { status }
+}
+
+struct Search<'p> {
+    pattern: Pattern<'p>,
+    counts: bool,
+    names: bool,
+    numbers: bool,
+    /// Whether each line says which file it is from.
+    prefixes: bool,
+}
+
+impl Search<'_> {
+    /// How many lines were found in the file.
+    fn file(&self, path: &str) -> Result<usize, ScanError> {
+        let map = scan::map(path)?;
+        let numbers = self.numbers && !self.counts && !self.names;
+        let found = scan::pieces(&map, &|bytes, piece| {
+            let lines = text::lines_of(bytes, piece);
+            let before_next = if numbers {
+                text::newlines(&bytes[lines.clone()])
+            } else {
+                0
+            };
+            (
+                text::matches(bytes, lines, &self.pattern, numbers),
+                before_next,
+            )
+        })?;
+        let count = found.iter().map(|(lines, _)| lines.len()).sum();
+        if self.names {
+            if count > 0 {
+                println!("{path}");
+            }
+        } else if self.counts {
+            match self.prefixes {
+                true => println!("{path}:{count}"),
+                false => println!("{count}"),
+            }
+        } else {
+            let mut before = 0;
+            for (lines, newlines) in found {
+                for (line, number) in lines {
+                    self.print(path, &map[line], before + number + 1);
+                }
+                before += newlines;
+            }
+        }
+        Ok(count)
+    }
+
+    fn print(&self, path: &str, line: &[u8], number: u64) {
+        let mut prefix = String::new();
+        if self.prefixes {
+            let _ = write!(prefix, "{path}:");
+        }
+        if self.numbers {
+            let _ = write!(prefix, "{number}:");
+        }
+        let mut bytes: Vec<u8> = prefix.into_bytes();
+        bytes.extend_from_slice(line);
+        bytes.push(b'\n');
+        console::write_bytes(&bytes);
+    }
+}
