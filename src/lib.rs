@@ -18,8 +18,11 @@ extern crate alloc;
 pub mod arch;
 pub mod command;
 pub mod driver;
+pub mod edit;
 pub mod fs;
 pub mod mm;
+pub mod options;
+pub mod size;
 pub mod symbols;
 pub mod sync;
 

@@ -1,0 +1,176 @@
+//! The text of a line, and a cursor in it.
+
+use alloc::string::String;
+use unicode_width::UnicodeWidthChar;
+
+/// Bytes in a line at most.
+pub(super) const MAX_LEN: usize = 4096;
+
+/// Columns that `text` takes on a screen.
+pub(super) fn width(text: &str) -> usize {
+    text.chars().map(width_of).sum()
+}
+
+/// Columns that a character takes; a mark that goes on top of the one before takes none.
+pub(super) fn width_of(character: char) -> usize {
+    character.width().unwrap_or(0)
+}
+
+/// A line that is being edited. The cursor stands on a boundary: never between a character and its marks.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(super) struct Line {
+    text: String,
+    cursor: usize,
+}
+
+/// What of the line is meant, seen from the cursor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Span {
+    /// The character before it.
+    Left,
+    /// The character at it.
+    Right,
+    /// Back to the beginning of a word, as blanks separate them.
+    WordLeft,
+    /// On to the end of a word.
+    WordRight,
+    /// All before it.
+    ToStart,
+    /// All from it on.
+    ToEnd,
+}
+
+impl Line {
+    /// With the cursor at the end.
+    pub(super) fn new(text: &str) -> Self {
+        Self {
+            text: text.into(),
+            cursor: text.len(),
+        }
+    }
+
+    /// All of it.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Where the cursor stands, in bytes.
+    pub(super) fn cursor(&self) -> usize {
+        self.cursor
+    }
+
+    /// What is before the cursor.
+    pub(super) fn before(&self) -> &str {
+        &self.text[..self.cursor]
+    }
+
+    /// Puts a character in; `false` if there is no room.
+    pub(super) fn insert(&mut self, character: char) -> bool {
+        self.insert_text(character.encode_utf8(&mut [0; 4]))
+    }
+
+    /// Puts text in; `false` if there is no room.
+    pub(super) fn insert_text(&mut self, text: &str) -> bool {
+        let has_room = self.text.len() + text.len() <= MAX_LEN;
+        if has_room {
+            self.text.insert_str(self.cursor, text);
+            self.cursor += text.len();
+        }
+        has_room
+    }
+
+    /// Puts `text` in the place of what is between byte `start` and the cursor; `false` if there is no room.
+    pub(super) fn replace(&mut self, start: usize, text: &str) -> bool {
+        let has_room = self.text.len() - (self.cursor - start) + text.len() <= MAX_LEN;
+        if has_room {
+            self.text.replace_range(start..self.cursor, text);
+            self.cursor = start + text.len();
+        }
+        has_room
+    }
+
+    /// Where the other end of `span` is.
+    pub(super) fn end_of(&self, span: Span) -> usize {
+        let (before, after) = self.text.split_at(self.cursor);
+        match span {
+            Span::Left => {
+                let base = before.char_indices().rfind(|(_, c)| width_of(*c) > 0);
+                base.map_or(0, |(at, _)| at)
+            }
+            Span::Right => {
+                let mut rest = after.char_indices().skip(1);
+                let next = rest.find(|(_, c)| width_of(*c) > 0);
+                next.map_or(self.text.len(), |(at, _)| self.cursor + at)
+            }
+            Span::WordLeft => {
+                let word = before.trim_end();
+                word.rfind(char::is_whitespace).map_or(0, |at| {
+                    at + word[at..].chars().next().map_or(0, char::len_utf8)
+                })
+            }
+            Span::WordRight => {
+                let word = after.trim_start();
+                let start = self.text.len() - word.len();
+                start + word.find(char::is_whitespace).unwrap_or(word.len())
+            }
+            Span::ToStart => 0,
+            Span::ToEnd => self.text.len(),
+        }
+    }
+
+    /// Moves the cursor over `span`.
+    pub(super) fn go(&mut self, span: Span) {
+        self.cursor = self.end_of(span);
+    }
+
+    /// Takes `span` out.
+    pub(super) fn cut(&mut self, span: Span) -> String {
+        let end = self.end_of(span);
+        let range = end.min(self.cursor)..end.max(self.cursor);
+        self.cursor = range.start;
+        self.text.drain(range).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, Span, width};
+
+    #[test]
+    fn words_are_separated_by_blanks() {
+        let mut line = Line::new("map -r  /a/b ");
+        line.go(Span::WordLeft);
+        assert_eq!(line.before(), "map -r  ");
+        line.go(Span::WordLeft);
+        assert_eq!(line.before(), "map ");
+        line.go(Span::WordRight);
+        assert_eq!(line.before(), "map -r");
+        assert_eq!(line.cut(Span::WordRight), "  /a/b");
+        assert_eq!(line.cut(Span::WordLeft), "-r");
+        assert_eq!(line.text(), "map  ");
+    }
+
+    #[test]
+    fn a_mark_goes_with_its_letter() {
+        let mut line = Line::new("ae\u{301}b");
+        line.go(Span::Left);
+        line.go(Span::Left);
+        assert_eq!(line.before(), "a");
+        assert_eq!(line.cut(Span::Right), "e\u{301}");
+        assert_eq!(line.text(), "ab");
+    }
+
+    #[test]
+    fn letters_have_the_columns_that_terminals_give_them() {
+        assert_eq!(width("aß漢e\u{301}"), 5);
+    }
+
+    #[test]
+    fn a_full_line_takes_no_more() {
+        let mut line = Line::new(&"x".repeat(super::MAX_LEN - 1));
+        assert!(!line.insert('ä'));
+        assert!(line.insert('a'));
+        assert!(!line.insert('a'));
+        assert!(!line.replace(0, &"y".repeat(super::MAX_LEN + 1)));
+    }
+}
