@@ -6,7 +6,7 @@
 
 use crate::arch::aarch64::{pmu, timer};
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
-use crate::println;
+use crate::{console, println, shell};
 use alloc::vec::Vec;
 use linkme::distributed_slice;
 
@@ -29,7 +29,9 @@ pub static BENCHES: [Bench];
 static BENCH: Command = Command {
     name: "bench",
     arguments: "[FILTER]",
-    summary: "measure this image, one \"name value unit\" a line",
+    summary: "measure this image, one \"name value unit\" a line\n\n\
+        Only groups with FILTER in their name, if there is one. Under ./qemu.sh --icount figures repeat.\n\
+        Example: bench anon",
     run: bench,
 };
 
@@ -141,6 +143,9 @@ fn bench(arguments: &[&str]) -> Status {
     benches.sort_by_key(|bench| bench.name);
     let mut status = SUCCESS;
     for bench in benches {
+        if console::is_interrupted() {
+            return shell::interrupted("bench");
+        }
         println!("# section {}", bench.name);
         if let Err(reason) = (bench.run)() {
             println!("bench: {}: {reason}", bench.name);

@@ -7,7 +7,7 @@ mod bench;
 
 use crate::arch::aarch64::board::{Board, Controller, Line, PciHost, SdHost, SdHostKind};
 use crate::arch::aarch64::kernel_map;
-use crate::command::{COMMANDS, Command, SUCCESS, Status};
+use crate::command::{self, COMMANDS, Command, SUCCESS, Status};
 use crate::driver::gpio;
 use crate::driver::mailbox::Clock;
 use crate::driver::pci;
@@ -18,6 +18,7 @@ use crate::fs::block::{BlockDevice, BlockError, Properties};
 use crate::fs::blocking;
 use crate::fs::ext4::SuperblockInfo;
 use crate::fs::partition::{self, Partition};
+use crate::size::{self, Size};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
 use crate::{interrupt, kernel, println, selftest, shell};
@@ -287,15 +288,19 @@ pub fn list() -> Vec<Disk> {
 #[distributed_slice(COMMANDS)]
 static COMMAND: Command = Command {
     name: "disks",
-    arguments: "",
-    summary: "the disks, their partitions, and what they can do",
+    arguments: "[-b]",
+    summary: "the disks, their partitions, and what they can do\n\n\
+        Names and labels are what `mount` and root= take.\n\
+        -b  sizes in bytes\n\
+        Example: disks",
     run: disks,
 };
 
 fn disks(arguments: &[&str]) -> Status {
-    if !arguments.is_empty() {
-        return shell::usage("disks");
-    }
+    let unit = match command::options(arguments, "b") {
+        Ok((options, [])) => size::unit(&options),
+        _ => return shell::usage("disks"),
+    };
     for disk in list() {
         let Properties {
             capacity,
@@ -328,8 +333,8 @@ fn disks(arguments: &[&str]) -> Status {
             called += &alloc::format!("PARTLABEL={} ", disk.part_label);
         }
         println!(
-            "{label:12} {:>8} MiB  {called}{}",
-            capacity >> 20,
+            "{label:12} {:>9}  {called}{}",
+            Size(capacity, unit),
             words.join(", ")
         );
     }

@@ -8,14 +8,15 @@ use crate::fs::cached::Cached;
 use crate::fs::error::{Corruption, Structure};
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::fat::Fat;
-use crate::fs::vfs::Vfs;
-use crate::fs::{FileSystem, FsError, Timestamp};
+use crate::fs::vfs::{Node, Vfs};
+use crate::fs::{Cursor, DirectoryEntry, FileSystem, FsError, Timestamp};
 use crate::mm::addr::PAGE_SIZE;
 use crate::mm::{self, CACHE};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
 use crate::{arch::aarch64::timer, println};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// All that is mounted on this machine.
@@ -147,6 +148,24 @@ pub fn init(root: Option<&str>) {
     if let Err(error) = thread::spawn("commit", Role::Kernel, commit) {
         println!("pinfold: changes are made durable only on demand: {error}");
     }
+}
+
+/// What is in a directory but `.` and `..`, by name.
+pub(crate) fn entries(directory: &Node) -> Result<Vec<DirectoryEntry>, FsError> {
+    let mut cursor = Cursor::default();
+    let mut all = Vec::new();
+    loop {
+        let some = directory.fs.read_directory(directory.file, &mut cursor)?;
+        if some.is_empty() {
+            break;
+        }
+        all.extend(
+            some.into_iter()
+                .filter(|e| e.name != b"." && e.name != b".."),
+        );
+    }
+    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
 }
 
 fn commit() {

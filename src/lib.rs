@@ -45,6 +45,8 @@ pub mod mmap;
 #[cfg(target_os = "none")]
 pub mod program;
 #[cfg(target_os = "none")]
+pub mod progress;
+#[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]
 pub mod selftest;

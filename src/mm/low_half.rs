@@ -255,7 +255,9 @@ impl fmt::Display for Explanation {
 static MAPS_COMMAND: Command = Command {
     name: "maps",
     arguments: "",
-    summary: "show the address space, map by map",
+    summary: "show the address space, map by map\n\n\
+        Addresses, protection, s for shared or p for private, and what is present of each map.\n\
+        Example: maps",
     run: show_maps,
 };
 
@@ -273,7 +275,10 @@ fn show_maps(arguments: &[&str]) -> Status {
 static FAULTS_COMMAND: Command = Command {
     name: "faults",
     arguments: "[time|stop]",
-    summary: "count faults by how they ended; `time` starts to time them, `stop` ends that",
+    summary: "count faults by how they ended, and time them\n\n\
+        time  begin to time each fault, from nothing\n\
+        stop  end that\n\
+        Example: faults",
     run: show_faults,
 };
 

@@ -17,10 +17,10 @@ mod memory;
 mod programs;
 mod threads;
 
-use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
+use crate::command::{COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::report;
 use crate::thread::{self, Exit, Role, Thread};
-use crate::{print, println};
+use crate::{console, print, println};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use linkme::distributed_slice;
@@ -64,7 +64,10 @@ selftest!(fn canary() "canary: a test that fails is reported" {
 static SELFTEST: Command = Command {
     name: "selftest",
     arguments: "[FILTER]",
-    summary: "test this image on this machine, in TAP version 14",
+    summary: "test this image on this machine, in TAP version 14\n\n\
+        Only tests with FILTER in their name, if there is one. Maps, files and disks are used as they are; what a\n\
+        test makes it removes.\n\
+        Example: selftest disks",
     run: selftest,
 };
 
@@ -90,6 +93,10 @@ fn selftest(arguments: &[&str]) -> Status {
     println!("TAP version 14\n1..{}", tests.len());
     let mut failed = 0;
     for (i, test) in tests.iter().enumerate() {
+        if console::is_interrupted() {
+            println!("Bail out! interrupted");
+            return INTERRUPTED;
+        }
         let number = i + 1;
         match run(test) {
             Outcome::Passed => println!("ok {number} - {}", test.name),

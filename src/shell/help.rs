@@ -1,0 +1,136 @@
+//! What there is to type.
+
+use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
+use crate::console::{self, Style, Styled};
+use crate::edit::COLUMNS;
+use crate::{print, println};
+use alloc::vec::Vec;
+use linkme::distributed_slice;
+
+#[distributed_slice(COMMANDS)]
+static HELP: Command = Command {
+    name: "help",
+    arguments: "[COMMAND]",
+    summary: "list the commands, or tell about one\n\n\
+        Example: help map",
+    run: help,
+};
+
+/// The order in which `help` lists what it knows; the rest follows.
+const TOPICS: [(&str, &[&str]); 5] = [
+    ("Begin", &["demo", "help", "run"]),
+    (
+        "Files",
+        &[
+            "ls", "cat", "stat", "sum", "write", "cp", "mv", "rm", "ln", "mkdir", "rmdir",
+            "truncate",
+        ],
+    ),
+    (
+        "Files as memory",
+        &[
+            "map",
+            "unmap",
+            "peek",
+            "poke",
+            "flush",
+            "advise",
+            "residency",
+            "mapsum",
+            "maps",
+            "faults",
+            "cache",
+            "drop-caches",
+            "trace",
+            "watch",
+        ],
+    ),
+    (
+        "Disks",
+        &["disks", "df", "mount", "umount", "sync", "fsck-info"],
+    ),
+    (
+        "Machine",
+        &[
+            "machine", "mem", "threads", "log", "selftest", "bench", "reboot", "poweroff",
+        ],
+    ),
+];
+
+fn help(arguments: &[&str]) -> Status {
+    match arguments {
+        [] => list(),
+        [name] => return about(name),
+        _ => return usage("help"),
+    }
+    SUCCESS
+}
+
+fn list() {
+    let mut rest: Vec<&Command> = COMMANDS.iter().collect();
+    rest.sort_unstable_by_key(|command| command.name);
+    for (topic, names) in TOPICS {
+        let of_topic: Vec<&Command> = names
+            .iter()
+            .filter_map(|name| command::find(name))
+            .collect();
+        rest.retain(|command| !names.contains(&command.name));
+        list_topic(topic, &of_topic);
+    }
+    if !rest.is_empty() {
+        list_topic("More", &rest);
+    }
+    println!(
+        "\n`help COMMAND` tells more. Commands are separated by `;`, words with blanks quoted."
+    );
+}
+
+/// The names, as many as have room in a row, behind the topic.
+fn list_topic(topic: &str, commands: &[&Command]) {
+    const INDENT: usize = 17;
+    print!("{}", Styled(Style::Strong, format_args!("{topic:INDENT$}")));
+    let mut column = INDENT;
+    for command in commands {
+        if column + command.name.len() + 2 > COLUMNS {
+            print!("\n{:INDENT$}", "");
+            column = INDENT;
+        }
+        print!("{}  ", command.name);
+        column += command.name.len() + 2;
+    }
+    println!();
+}
+
+fn about(name: &str) -> Status {
+    let Some(command) = command::find(name) else {
+        match command::nearest(name) {
+            Some(near) => console::complain(format_args!(
+                "help: no command {name}; did you mean `{}`?",
+                near.name
+            )),
+            None => console::complain(format_args!("help: no command {name}; `help` lists them")),
+        }
+        return FAILURE;
+    };
+    let call = format_args!("{} {}", command.name, command.arguments);
+    println!("{}", Styled(Style::Strong, call));
+    println!("    {}", command.line());
+    if !command.details().is_empty() {
+        println!();
+    }
+    for line in command.details().lines() {
+        println!("    {line}");
+    }
+    SUCCESS
+}
+
+/// Says how a command is called.
+pub(crate) fn usage(name: &str) -> Status {
+    if let Some(command) = command::find(name) {
+        console::complain(format_args!(
+            "usage: {} {}",
+            command.name, command.arguments
+        ));
+    }
+    USAGE
+}
