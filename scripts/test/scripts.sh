@@ -20,6 +20,7 @@ wrong_arguments_are_refused() {
         refuses "raspi3b's memory is fixed" --machine raspi3b --memory 1G &&
         refuses "raspi4b has 4 cores" --smp 2 --machine raspi4b &&
         refuses "raspi4b's processor is fixed" --machine raspi4b --cpu max &&
+        refuses "--fresh makes the default disk" --no-disk --fresh &&
         refuses "raspi3b has one card slot" --machine raspi3b --disk README.md --disk README.md
 }
 
@@ -57,7 +58,7 @@ setup_is_idle_the_second_time() {
 
 gdb_is_told_how_to_attach() {
     local status=0 said
-    said=$(./qemu.sh --gdb --timeout 3 </dev/null 2>&1) || status=$?
+    said=$(./qemu.sh --gdb --no-disk --timeout 3 </dev/null 2>&1) || status=$?
     echo "$said (status $status)"
     [ "$status" = 124 ] && [[ $said == *"target remote"* && $said == *"stopped after 3 seconds"* ]]
 }
