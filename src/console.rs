@@ -297,9 +297,11 @@ pub fn flush() {
 /// The UART's interrupt: takes what has come.
 pub fn on_interrupt() {
     let is_interrupted = receive();
-    RECEIVED.wake_all();
     if is_interrupted {
         IS_INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+    RECEIVED.wake_all();
+    if is_interrupted {
         if let Some(tell) = ON_CTRL_C.get() {
             tell();
         }
@@ -351,8 +353,24 @@ pub(crate) fn poll() {
 
 /// The next byte typed; waits for it.
 pub fn read_byte() -> u8 {
+    loop {
+        if let Some(byte) = read_byte_unless(|| false) {
+            return byte;
+        }
+    }
+}
+
+/// The next byte typed; waits for it, or for Ctrl-C to interrupt the command that waits.
+pub fn read_byte_unless_interrupted() -> Option<u8> {
+    read_byte_unless(is_interrupted)
+}
+
+fn read_byte_unless(ends: impl Fn() -> bool) -> Option<u8> {
     let mut input = INPUT.lock();
     while input.len == 0 {
+        if ends() {
+            return None;
+        }
         input = RECEIVED.wait(input);
     }
     let byte = input.bytes[input.first];
@@ -364,7 +382,7 @@ pub fn read_byte() -> u8 {
         drop(input);
         listen();
     }
-    byte
+    Some(byte)
 }
 
 /// Bytes typed while a command ran that there was no room for, since this was asked last.

@@ -1,6 +1,6 @@
 //! The page cache, and maps of files, for who sits at the console.
 
-use super::{InUse, Residence};
+use super::{CachedFile, InUse, Residence};
 use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::console::{complain, is_interrupted};
 use crate::files::VFS;
@@ -332,14 +332,8 @@ fn flush(arguments: &[&str]) -> Status {
 /// Columns of the strip that `residency` shows.
 const COLUMNS: u64 = 64;
 
-fn residency(arguments: &[&str]) -> Status {
-    let [path] = arguments else {
-        return usage("residency");
-    };
-    let file = match file(path) {
-        Ok(file) => file,
-        Err(error) => return told("residency", path, Err(error)),
-    };
+/// A character for each run of as many pages as returned: what of them is in memory.
+pub(crate) fn strip(file: &CachedFile) -> (String, u64) {
     let pages = file.size().div_ceil(PAGE);
     let each = pages.div_ceil(COLUMNS).max(1);
     let mut strip = String::new();
@@ -360,6 +354,19 @@ fn residency(arguments: &[&str]) -> Status {
             _ => '+',
         });
     }
+    (strip, each)
+}
+
+fn residency(arguments: &[&str]) -> Status {
+    let [path] = arguments else {
+        return usage("residency");
+    };
+    let file = match file(path) {
+        Ok(file) => file,
+        Err(error) => return told("residency", path, Err(error)),
+    };
+    let pages = file.size().div_ceil(PAGE);
+    let (strip, each) = strip(&file);
     let (resident, dirty) = file.pages();
     println!("[{strip}]");
     println!(
