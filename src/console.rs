@@ -301,10 +301,8 @@ pub fn on_interrupt() {
         IS_INTERRUPTED.store(true, Ordering::Relaxed);
     }
     RECEIVED.wake_all();
-    if is_interrupted {
-        if let Some(tell) = ON_CTRL_C.get() {
-            tell();
-        }
+    if is_interrupted && let Some(tell) = ON_CTRL_C.get() {
+        tell();
     }
 }
 

@@ -232,7 +232,7 @@ impl fmt::Display for Explanation {
             let offset = self.0.0 - pages.start.start().0;
             write!(
                 f,
-                "\n    the map from {} to {}, {}, {}, at {offset:#x} in it",
+                "\n    the map from {} to {}, {},\n    {}, at {offset:#x} in it",
                 pages.start.start(),
                 pages.end.start(),
                 object.protection(),

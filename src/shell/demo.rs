@@ -143,7 +143,7 @@ fn demo(arguments: &[&str]) -> Status {
         }
     }
     if can_write {
-        match root.fs.unlink(root.file, NOTE[1..].as_bytes()) {
+        match root.fs.unlink(root.file, &NOTE.as_bytes()[1..]) {
             Ok(()) | Err(FsError::NotFound) => {}
             Err(error) => {
                 complain(format_args!("demo: {NOTE}: {error}"));
@@ -201,8 +201,7 @@ fn wait_for_enter() -> bool {
 }
 
 fn show_strip(file: &CachedFile) {
-    let (strip, each) = strip(file);
-    println!("[{strip}]  {} each", human(each * PAGE as u64));
+    println!("[{}]", strip(file).0);
 }
 
 fn forget_all() -> Result<(), FsError> {
@@ -231,9 +230,13 @@ fn fill(path: &str) -> Result<(), Failure> {
     // SAFETY: a file that nobody changes while this runs; who does, sees it change.
     let map = unsafe { Mmap::map(&file)? };
     println!(
-        "{path}, {}, is mapped at {:p}. Nothing was read:",
+        "{path}, {}, is mapped at {:p}. Nothing was read.",
         human(map.len() as u64),
         map.as_ptr()
+    );
+    println!(
+        "A character stands for {}: . not in memory, # in memory, + in part.",
+        human(strip(&cached).1 * PAGE as u64)
     );
     show_strip(&cached);
     map.advise(Advice::Random)?;
@@ -310,7 +313,7 @@ fn share(_: &str) -> Result<(), Failure> {
     let started = timer::now();
     map.flush()?;
     let us = timer::us_from_ticks(timer::now() - started);
-    println!("flush() returned after {us} us: it is on the disk, whatever happens to the power.");
+    println!("flush() took {us} us: the disk has it now.");
     drop(map);
     forget_all()?;
     let mut read = [0; CHANGED.len()];

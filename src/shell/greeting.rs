@@ -75,18 +75,19 @@ fn write_disks(f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     Some(_) => ", read-only",
                     None => "",
                 };
-                Some(alloc::format!(
-                    "{} on {}{how}",
-                    part.name,
-                    mount.path.escape_ascii()
-                ))
+                // A whole disk is named before.
+                let name = part.name.strip_prefix(&disk.name).unwrap_or_default();
+                let name = if name.is_empty() { name } else { &part.name };
+                let blank = if name.is_empty() { "" } else { " " };
+                let path = mount.path.escape_ascii();
+                Some(alloc::format!("{name}{blank}on {path}{how}"))
             })
             .collect();
         let properties = disk.device.properties();
         let flush = if properties.has_flush || properties.is_read_only {
             ""
         } else {
-            "; without flush: what is written may be lost with the power"
+            "; it has no flush: power may take what is written"
         };
         let mounted = match mounted.is_empty() {
             true => String::from("not mounted"),
@@ -94,7 +95,8 @@ fn write_disks(f: &mut fmt::Formatter<'_>) -> fmt::Result {
         };
         writeln!(
             f,
-            "  {heading:9} {}, {mounted}{flush}",
+            "  {heading:9} {}, {}, {mounted}{flush}",
+            disk.name,
             human(properties.capacity)
         )?;
         heading = "";
