@@ -171,7 +171,7 @@ while [[ $words =~ $option ]]; do
 done
 
 # Closed is as good as empty.
-{ : <&0; } 2>/dev/null || exec </dev/null
+{ : 3<&0; } 2>/dev/null || exec </dev/null
 if [ ! -t 0 ] || [ ! -t 1 ]; then
     plain=yes
 fi

@@ -30,7 +30,8 @@ static BENCH: Command = Command {
     name: "bench",
     arguments: "[FILTER]",
     summary: "measure this image, one \"name value unit\" a line\n\n\
-        Only groups with FILTER in their name, if there is one. Under ./qemu.sh --icount figures repeat.\n\
+        Only groups with FILTER in their name, if there is one. Figures repeat under\n\
+        ./qemu.sh --icount.\n\
         Example: bench anon",
     run: bench,
 };

@@ -315,28 +315,31 @@ fn disks(arguments: &[&str]) -> Status {
             (is_read_only, "read-only"),
             (
                 !has_flush && !is_read_only,
-                "without flush: nothing is ever known to be durable",
+                "without flush: nothing is known to be durable",
             ),
             (has_discard, "discard"),
             (has_write_zeroes, "write-zeroes"),
         ];
         let words: Vec<&str> = words.iter().filter(|w| w.0).map(|w| w.1).collect();
         let label = alloc::format!("{indent}{}", disk.name);
-        let mut called = String::new();
-        if let Ok(fs) = SuperblockInfo::read(&*disk.device) {
-            called += &alloc::format!("LABEL={} UUID={} ", fs.label().escape_ascii(), fs.uuid());
-        }
-        if disk.parent.is_some() {
-            called += &alloc::format!("PARTUUID={} ", disk.part_uuid);
-        }
-        if !disk.part_label.is_empty() {
-            called += &alloc::format!("PARTLABEL={} ", disk.part_label);
-        }
         println!(
-            "{label:12} {:>9}  {called}{}",
+            "{label:12} {:>9}  {}",
             Size(capacity, unit),
             words.join(", ")
         );
+        let call = |key: &str, value: &dyn fmt::Display| println!("{:14}{key}={value}", "");
+        if let Ok(fs) = SuperblockInfo::read(&*disk.device) {
+            if !fs.label().is_empty() {
+                call("LABEL", &fs.label().escape_ascii());
+            }
+            call("UUID", &fs.uuid());
+        }
+        if !disk.part_label.is_empty() {
+            call("PARTLABEL", &disk.part_label);
+        }
+        if disk.parent.is_some() {
+            call("PARTUUID", &disk.part_uuid);
+        }
     }
     SUCCESS
 }

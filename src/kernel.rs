@@ -106,7 +106,7 @@ fn poll_console(reason: &dyn fmt::Display) {
 
 fn main() {
     let line = board().command_line;
-    let options = Options::parse(line);
+    let options = Options::parse(line, |_| None);
     if options.is_plain {
         console::set_plain();
     }

@@ -19,8 +19,9 @@ pub struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
-    /// Takes options off the beginning of `line`: the first word that is none begins the commands.
-    pub fn parse(line: &'a str) -> Self {
+    /// Takes options off the beginning of `line`: the first word that is none begins the commands. What is for somebody
+    /// else, `others` takes, and says how many bytes that is.
+    pub fn parse(line: &'a str, mut others: impl FnMut(&'a str) -> Option<usize>) -> Self {
         let mut options = Self {
             log: None,
             root: None,
@@ -30,6 +31,10 @@ impl<'a> Options<'a> {
         };
         loop {
             let rest = options.commands;
+            if let Some(len) = others(rest) {
+                options.commands = rest[len..].trim_start();
+                continue;
+            }
             let word = rest.split_whitespace().next().unwrap_or_default();
             match word.split_once('=') {
                 None if word == "plain" => options.is_plain = true,
@@ -72,9 +77,25 @@ mod tests {
     use log::LevelFilter;
     use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
+    fn parse(line: &str) -> Options<'_> {
+        Options::parse(line, |_| None)
+    }
+
+    #[test]
+    fn what_is_for_others_is_theirs() {
+        let options = Options::parse("A=1 log=off A=2 ls", |rest| {
+            rest.starts_with("A=").then_some(3)
+        });
+        assert_eq!(
+            (options.log, options.commands),
+            (Some(LevelFilter::Off), "ls")
+        );
+        assert!(options.unknown.is_empty());
+    }
+
     #[test]
     fn options_come_before_the_commands() {
-        let options = Options::parse(" log=debug  root=/dev/mmcblk0p2 plain frob=1 ls /; log=off ");
+        let options = parse(" log=debug  root=/dev/mmcblk0p2 plain frob=1 ls /; log=off ");
         assert_eq!(options.log, Some(LevelFilter::Debug));
         assert_eq!(options.root, Some("mmcblk0p2"));
         assert!(options.is_plain);
@@ -84,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_a_pi_says_to_linux_is_passed_over() {
-        let options = Options::parse(
+        let options = parse(
             "coherent_pool=1M 8250.nr_uarts=1 console=ttyS0,115200 root=PARTUUID=7d5a-02 \
              rootfstype=ext4 fsck.repair=yes rootwait quiet splash mem",
         );
@@ -95,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_level_that_is_none_is_told() {
-        let options = Options::parse("log=loud");
+        let options = parse("log=loud");
         assert_eq!((options.log, options.unknown), (None, ["log=loud"].into()));
     }
 
@@ -106,9 +127,9 @@ mod tests {
         #[test]
         fn any_line_is_options_and_commands(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let line = String::from_utf8_lossy(&bytes);
-            let options = Options::parse(&line);
+            let options = parse(&line);
             prop_assert!(line.trim_end().ends_with(options.commands));
-            let again = Options::parse(options.commands);
+            let again = parse(options.commands);
             prop_assert_eq!(again.commands, options.commands);
             prop_assert!(again.unknown.is_empty() && again.root.is_none() && again.log.is_none());
         }
@@ -118,7 +139,7 @@ mod tests {
             prop::sample::select(&["log=info", "root=vda", "plain", "quiet", "=", "a=b", " ", "ls", "ü=ß", "log="]), 0..12,
         )) {
             let line = words.join(" ");
-            let options = Options::parse(&line);
+            let options = parse(&line);
             let first = words.iter().position(|word| *word == "ls");
             let commands = first.map_or(String::new(), |at| words[at..].join(" "));
             prop_assert_eq!(options.commands, commands.trim());

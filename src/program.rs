@@ -34,7 +34,8 @@ static RUN: Command = Command {
     name: "run",
     arguments: "[PROGRAM [ARGUMENT...]]",
     summary: "run a program and wait for it; without arguments, list them\n\n\
-        Its exit status is the command's; one that crashed has 139, one that Ctrl-C ended 130.\n\
+        Its exit status is the command's; one that crashed has 139, one that Ctrl-C\n\
+        ended 130.\n\
         Example: run hello",
     run,
 };

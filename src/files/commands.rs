@@ -148,7 +148,8 @@ command!(
     "mount",
     "[-r] [DISK PATH]",
     "mount a disk; without arguments, say what is mounted\n\n\
-        DISK is a name that `disks` shows, or LABEL=, UUID=, PARTLABEL= or PARTUUID= and a value.\n\
+        DISK is a name that `disks` shows, or LABEL=, UUID=, PARTLABEL= or PARTUUID=\n\
+        and a value.\n\
         -r  read-only\n\
         Example: mount vdb /mnt",
     mount_command

@@ -256,7 +256,7 @@ static MAPS_COMMAND: Command = Command {
     name: "maps",
     arguments: "",
     summary: "show the address space, map by map\n\n\
-        Addresses, protection, s for shared or p for private, and what is present of each map.\n\
+        Addresses, protection, s for shared or p for private, and what is present.\n\
         Example: maps",
     run: show_maps,
 };

@@ -65,8 +65,8 @@ static SELFTEST: Command = Command {
     name: "selftest",
     arguments: "[FILTER]",
     summary: "test this image on this machine, in TAP version 14\n\n\
-        Only tests with FILTER in their name, if there is one. Maps, files and disks are used as they are; what a\n\
-        test makes it removes.\n\
+        Only tests with FILTER in their name, if there is one. What a test makes on\n\
+        the disk it removes.\n\
         Example: selftest disks",
     run: selftest,
 };

@@ -29,8 +29,9 @@ static DEMO: Command = Command {
     name: "demo",
     arguments: "[FILE]",
     summary: "see in a minute what this system is about\n\n\
-        FILE is read; the larger the better, /big unless said. At a terminal each step waits for Enter;\n\
-        q leaves. Two steps make /demo.txt, which is removed at the end.\n\
+        FILE is read, the larger the better; /big unless said. At a terminal each\n\
+        step waits for Enter, and q leaves. Some steps change /demo.txt, which is\n\
+        removed at the end.\n\
         Example: demo",
     run: demo,
 };
@@ -383,7 +384,7 @@ fn crash(_: &str) -> Result<(), Failure> {
     // SAFETY: the file is ours, and what happens when it is cut is what is to be seen.
     let map = unsafe { Mmap::map(&file)? };
     println!("{NOTE} is mapped, and then cut to nothing. A program that touches the map now");
-    println!("is stopped, with a report: what it did where, in which file, and who called whom.");
+    println!("is stopped, with a report: what it did, where, in which file, and who called it.");
     println!("The console goes on.\n");
     file.set_len(0)?;
     core::hint::black_box(map[0]);

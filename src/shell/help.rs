@@ -80,9 +80,7 @@ fn list() {
     if !rest.is_empty() {
         list_topic("More", &rest);
     }
-    println!(
-        "\n`help COMMAND` tells more. Commands are separated by `;`, words with blanks quoted."
-    );
+    println!("\n`help COMMAND` tells more. `;` separates commands; quote words with blanks.");
 }
 
 /// The names, as many as have room in a row, behind the topic.

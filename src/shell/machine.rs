@@ -33,8 +33,8 @@ static MACHINE: Command = Command {
     name: "machine",
     arguments: "",
     summary: "what this machine is and has\n\n\
-        As its device tree tells: memory, interrupt controller, console, clock. A Raspberry Pi's firmware adds\n\
-        revision, clock rate and temperature.\n\
+        As its device tree tells: memory, interrupt controller, console. A Raspberry\n\
+        Pi's firmware adds revision, clock rate and temperature.\n\
         Example: machine",
     run: machine,
 };

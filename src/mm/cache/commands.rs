@@ -50,7 +50,8 @@ command!(
     "drop-caches",
     "",
     "forget every page that can be read again\n\n\
-        What has changed is written first, so nothing is lost; what is read next comes from the disk.\n\
+        What has changed is written first, so nothing is lost; what is read next\n\
+        comes from the disk.\n\
         Example: drop-caches",
     drop_caches
 );
