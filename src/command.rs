@@ -273,6 +273,16 @@ pub fn options<'a, 'b>(
     Ok((letters, rest))
 }
 
+/// Names in their order. They are few: nothing faster is worth its code.
+pub fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut ordered = Vec::new();
+    for name in names {
+        let at = ordered.partition_point(|other| *other < name);
+        ordered.insert(at, name);
+    }
+    ordered
+}
+
 /// The command of that name.
 pub fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name == name)

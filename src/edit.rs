@@ -3,7 +3,7 @@
 //! It knows no device and no clock, so a PC tests it against the model of a terminal. The line has one row of the
 //! screen: one that is longer scrolls sideways under the cursor, and the last column stays free, since terminals differ
 //! in what they do once it is written. Crate `noline` is not used for its licence (MPL) and `editline` since it neither
-//! completes, nor searches, nor knows of characters wider than a column.
+//! completes nor searches.
 
 mod history;
 mod keys;
@@ -37,7 +37,7 @@ pub enum Outcome {
 }
 
 /// What a word may be completed to.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Candidate {
     /// The whole word.
     pub word: String,
@@ -47,7 +47,7 @@ pub struct Candidate {
 
 /// Who knows what may be meant.
 pub trait Complete {
-    /// What `word` may become, all beginning with it; `words` come before it in its command.
+    /// What `word` may become, each once and in order, all beginning with it; `words` come before it in its command.
     fn candidates(&mut self, words: &[String], word: &str) -> Vec<Candidate>;
 }
 
@@ -137,18 +137,6 @@ impl Editor {
                 screen.push('\n');
                 return Some(Outcome::End);
             }
-            Key::EndOfInput | Key::Delete => drop(self.line.cut(Span::Right)),
-            Key::Backspace => drop(self.line.cut(Span::Left)),
-            Key::Left => self.line.go(Span::Left),
-            Key::Right => self.line.go(Span::Right),
-            Key::WordLeft => self.line.go(Span::WordLeft),
-            Key::WordRight => self.line.go(Span::WordRight),
-            Key::Home => self.line.go(Span::ToStart),
-            Key::End => self.line.go(Span::ToEnd),
-            Key::CutToEnd => self.cut = self.line.cut(Span::ToEnd),
-            Key::CutToStart => self.cut = self.line.cut(Span::ToStart),
-            Key::CutWordLeft => self.cut = self.line.cut(Span::WordLeft),
-            Key::CutWordRight => self.cut = self.line.cut(Span::WordRight),
             Key::Paste => {
                 if !self.line.insert_text(&self.cut) {
                     bell(screen);
@@ -165,10 +153,22 @@ impl Editor {
                 });
             }
             Key::Clear => screen.push_str("\x1b[H\x1b[2J"),
-            Key::Cancel | Key::Other => bell(screen),
+            key => match (movement(key), removal(key)) {
+                (Some(span), _) => self.line.go(span),
+                (None, Some(span)) => self.remove(span),
+                (None, None) => bell(screen),
+            },
         }
         self.draw(screen);
         None
+    }
+
+    /// Takes `span` out; more than a character is kept, to be put back.
+    fn remove(&mut self, span: Span) {
+        let removed = self.line.cut(span);
+        if !matches!(span, Span::Left | Span::Right) {
+            self.cut = removed;
+        }
     }
 
     fn insert(&mut self, character: char, screen: &mut String) -> Option<Outcome> {
@@ -319,9 +319,7 @@ impl Editor {
         let Some(unfinished) = command::unfinished(self.line.before()) else {
             return bell(screen);
         };
-        let mut candidates = complete.candidates(&unfinished.words, &unfinished.word);
-        candidates.sort_unstable();
-        candidates.dedup();
+        let candidates = complete.candidates(&unfinished.words, &unfinished.word);
         let common = common_prefix(&candidates);
         let typed = match &candidates[..] {
             [only] => {
@@ -348,6 +346,32 @@ impl Editor {
             bell(screen);
         }
     }
+}
+
+/// Over what a key moves the cursor.
+fn movement(key: Key) -> Option<Span> {
+    Some(match key {
+        Key::Left => Span::Left,
+        Key::Right => Span::Right,
+        Key::WordLeft => Span::WordLeft,
+        Key::WordRight => Span::WordRight,
+        Key::Home => Span::ToStart,
+        Key::End => Span::ToEnd,
+        _ => return None,
+    })
+}
+
+/// What a key takes out.
+fn removal(key: Key) -> Option<Span> {
+    Some(match key {
+        Key::Backspace => Span::Left,
+        Key::Delete | Key::EndOfInput => Span::Right,
+        Key::CutWordLeft => Span::WordLeft,
+        Key::CutWordRight => Span::WordRight,
+        Key::CutToStart => Span::ToStart,
+        Key::CutToEnd => Span::ToEnd,
+        _ => return None,
+    })
 }
 
 enum Direction {

@@ -1,7 +1,6 @@
 //! The text of a line, and a cursor in it.
 
 use alloc::string::String;
-use unicode_width::UnicodeWidthChar;
 
 /// Bytes in a line at most.
 pub(super) const MAX_LEN: usize = 4096;
@@ -11,9 +10,48 @@ pub(super) fn width(text: &str) -> usize {
     text.chars().map(width_of).sum()
 }
 
-/// Columns that a character takes; a mark that goes on top of the one before takes none.
+/// Characters that go on top of the one before (Unicode's blocks of combining marks, and what has no width).
+const MARKS: [(u32, u32); 7] = [
+    (0x300, 0x36f),
+    (0x483, 0x489),
+    (0x200b, 0x200f),
+    (0x20d0, 0x20ff),
+    (0xfe00, 0xfe0f),
+    (0xfe20, 0xfe2f),
+    (0xe_0100, 0xe_01ef),
+];
+
+/// Characters that take two columns (Unicode Standard Annex 11, by block).
+const WIDE: [(u32, u32); 10] = [
+    (0x1100, 0x115f),
+    (0x2e80, 0x303e),
+    (0x3041, 0xa4cf),
+    (0xac00, 0xd7a3),
+    (0xf900, 0xfaff),
+    (0xfe30, 0xfe6f),
+    (0xff01, 0xff60),
+    (0xffe0, 0xffe6),
+    (0x1_f300, 0x1_faff),
+    (0x2_0000, 0x3_fffd),
+];
+
+/// Columns that a character takes. Coarse, by block: crate `unicode-width` knows better, and has tables of 7 KiB.
 pub(super) fn width_of(character: char) -> usize {
-    character.width().unwrap_or(0)
+    let is_in = |blocks: &[(u32, u32)]| {
+        let number = u32::from(character);
+        blocks
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&number))
+    };
+    if character < '\u{300}' {
+        1
+    } else if is_in(&MARKS) {
+        0
+    } else if is_in(&WIDE) {
+        2
+    } else {
+        1
+    }
 }
 
 /// A line that is being edited. The cursor stands on a boundary: never between a character and its marks.

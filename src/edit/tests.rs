@@ -1,12 +1,11 @@
 //! The editor before the model of a terminal.
 
-use super::{COLUMNS, Candidate, Complete, Editor, Outcome, line::width};
+use super::{COLUMNS, Candidate, Complete, Editor, Outcome, line::width, line::width_of};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
 };
-use unicode_width::UnicodeWidthChar;
 
 /// Rows of characters, as a terminal would show them. What the editor may not do, it panics at.
 struct Terminal {
@@ -73,7 +72,7 @@ impl Terminal {
 
     fn put(&mut self, character: char) {
         assert!(!character.is_control(), "{character:?}");
-        let cells = character.width().expect("it is no control character");
+        let cells = width_of(character);
         if cells == 0 {
             // On top of the one before.
             return;
@@ -102,13 +101,13 @@ struct Disk;
 impl Complete for Disk {
     fn candidates(&mut self, words: &[String], word: &str) -> Vec<Candidate> {
         let all = match words {
-            [] => &["cat", "cp", "mapsum", "map"][..],
+            [] => &["cat", "cp", "map", "mapsum"][..],
             _ => &[
-                "/notes",
+                "/it's",
                 "/my files/",
                 "/my films",
+                "/notes",
                 "/nothing",
-                "/it's",
                 "/über",
                 "/ümlaut",
             ],

@@ -1,6 +1,6 @@
 //! What a word at the console may be completed to: commands, programs, paths.
 
-use crate::command::COMMANDS;
+use crate::command::{COMMANDS, in_order};
 use crate::edit::{Candidate, Complete};
 use crate::files::{self, VFS};
 use crate::fs::vfs::LastLink;
@@ -26,11 +26,13 @@ impl Complete for Words {
 
 fn beginning_with<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Vec<Candidate> {
     let fit = all.filter(|name| name.starts_with(word));
-    fit.map(|name| Candidate {
-        word: name.into(),
-        is_partial: false,
-    })
-    .collect()
+    in_order(fit)
+        .into_iter()
+        .map(|name| Candidate {
+            word: name.into(),
+            is_partial: false,
+        })
+        .collect()
 }
 
 /// Paths that begin with `word`: names in the folder up to its last slash. Names that are no text cannot be typed.

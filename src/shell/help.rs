@@ -67,15 +67,11 @@ fn help(arguments: &[&str]) -> Status {
 }
 
 fn list() {
-    let mut rest: Vec<&Command> = COMMANDS.iter().collect();
-    rest.sort_unstable_by_key(|command| command.name);
+    let mut rest = command::in_order(COMMANDS.iter().map(|command| command.name));
     for (topic, names) in TOPICS {
-        let of_topic: Vec<&Command> = names
-            .iter()
-            .filter_map(|name| command::find(name))
-            .collect();
-        rest.retain(|command| !names.contains(&command.name));
-        list_topic(topic, &of_topic);
+        let of_topic = names.iter().filter(|name| rest.contains(name));
+        list_topic(topic, &of_topic.copied().collect::<Vec<_>>());
+        rest.retain(|name| !names.contains(name));
     }
     if !rest.is_empty() {
         list_topic("More", &rest);
@@ -84,17 +80,17 @@ fn list() {
 }
 
 /// The names, as many as have room in a row, behind the topic.
-fn list_topic(topic: &str, commands: &[&Command]) {
+fn list_topic(topic: &str, names: &[&str]) {
     const INDENT: usize = 17;
     print!("{}", Styled(Style::Strong, format_args!("{topic:INDENT$}")));
     let mut column = INDENT;
-    for command in commands {
-        if column + command.name.len() + 2 > COLUMNS {
+    for name in names {
+        if column + name.len() + 2 > COLUMNS {
             print!("\n{:INDENT$}", "");
             column = INDENT;
         }
-        print!("{}  ", command.name);
-        column += command.name.len() + 2;
+        print!("{name}  ");
+        column += name.len() + 2;
     }
     println!();
 }
