@@ -63,8 +63,20 @@ gdb_is_told_how_to_attach() {
     [ "$status" = 124 ] && [[ $said == *"target remote"* && $said == *"stopped after 3 seconds"* ]]
 }
 
+# The default disk: made when asked for, kept from run to run, and sound.
+default_disk_is_kept() {
+    local said
+    said=$(./qemu.sh --fresh --timeout 60 "stat /big; write /kept by the next run" </dev/null 2>&1) || { echo "$said"; return 1; }
+    echo "$said"
+    [[ $said == *"Making the disk"*"(536870912 bytes)"* ]] || return
+    said=$(./qemu.sh --timeout 60 "cat /kept; rm /kept" </dev/null 2>&1) || { echo "$said"; return 1; }
+    echo "$said"
+    [ "$said" = "by the next run" ] && e2fsck -fn target/pinfold.img
+}
+
 check "wrong arguments are refused with words" wrong_arguments_are_refused
 check "--help names every option" help_names_every_option
 check "without QEMU and root, setup names the packages" setup_names_the_packages
 check "setup has nothing to say the second time" setup_is_idle_the_second_time
+check "the default disk is made once, and kept" default_disk_is_kept
 check "--gdb waits and says how to attach" gdb_is_told_how_to_attach
