@@ -5,7 +5,7 @@
 //! the median of [`REPETITIONS`]. Names and procedure are those of `mmapbench`, so that tables line up.
 
 use crate::arch::aarch64::{pmu, timer};
-use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
+use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
 use crate::{console, println, shell};
 use alloc::vec::Vec;
 use linkme::distributed_slice;
@@ -136,12 +136,12 @@ fn bench(arguments: &[&str]) -> Status {
             return USAGE;
         }
     };
-    let mut benches: Vec<&Bench> = BENCHES.iter().filter(|b| b.name.contains(filter)).collect();
+    let meant = BENCHES.iter().filter(|b| b.name.contains(filter));
+    let benches = command::by_name(meant, |bench| bench.name);
     if benches.is_empty() {
         println!("bench: nothing has \"{filter}\" in its name");
         return USAGE;
     }
-    benches.sort_by_key(|bench| bench.name);
     let mut status = SUCCESS;
     for bench in benches {
         if console::is_interrupted() {

@@ -4,7 +4,7 @@
 //! of its own at EL1 with SPSel = 0: on SP_EL0, a stack of its own, so that whatever happens to that stack, handlers
 //! have theirs. The stack is an anonymous map with a guard page below, and grows by fault. A crash ends the program, not the machine.
 
-use crate::command::{COMMANDS, Command, FAILURE, Status, USAGE};
+use crate::command::{self, COMMANDS, Command, FAILURE, Status, USAGE};
 use crate::mm::ProgramStack;
 use crate::println;
 use crate::sync::SpinLock;
@@ -48,9 +48,7 @@ const CRASHED: Status = 128 + 11;
 
 fn run(arguments: &[&str]) -> Status {
     let Some((name, arguments)) = arguments.split_first() else {
-        let mut programs: Vec<&Program> = PROGRAMS.iter().collect();
-        programs.sort_by_key(|program| program.name);
-        for program in programs {
+        for program in command::by_name(PROGRAMS.iter(), |program| program.name) {
             println!("{:12} {}", program.name, program.summary);
         }
         return 0;

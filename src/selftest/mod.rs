@@ -17,12 +17,11 @@ mod memory;
 mod programs;
 mod threads;
 
-use crate::command::{COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
+use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::report;
 use crate::thread::{self, Exit, Role, Thread};
 use crate::{console, print, println};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use linkme::distributed_slice;
 
 /// One test.
@@ -80,16 +79,15 @@ fn selftest(arguments: &[&str]) -> Status {
             return USAGE;
         }
     };
-    let mut tests: Vec<&Test> = TESTS
+    let meant = TESTS
         .iter()
         .filter(|test| test.name.contains(filter))
-        .filter(|test| filter.contains(CANARY) || !test.name.starts_with(CANARY))
-        .collect();
+        .filter(|test| filter.contains(CANARY) || !test.name.starts_with(CANARY));
+    let tests = command::by_name(meant, |test| test.name);
     if tests.is_empty() {
         println!("selftest: no test has \"{filter}\" in its name");
         return USAGE;
     }
-    tests.sort_by_key(|test| test.name);
     println!("TAP version 14\n1..{}", tests.len());
     let mut failed = 0;
     for (i, test) in tests.iter().enumerate() {

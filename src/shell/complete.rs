@@ -1,6 +1,6 @@
 //! What a word at the console may be completed to: commands, programs, paths.
 
-use crate::command::{COMMANDS, in_order};
+use crate::command::{COMMANDS, by_name};
 use crate::edit::{Candidate, Complete};
 use crate::files::{self, VFS};
 use crate::fs::vfs::LastLink;
@@ -26,7 +26,7 @@ impl Complete for Words {
 
 fn beginning_with<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Vec<Candidate> {
     let fit = all.filter(|name| name.starts_with(word));
-    in_order(fit)
+    by_name(fit, |name| name)
         .into_iter()
         .map(|name| Candidate {
             word: name.into(),

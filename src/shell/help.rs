@@ -67,7 +67,7 @@ fn help(arguments: &[&str]) -> Status {
 }
 
 fn list() {
-    let mut rest = command::in_order(COMMANDS.iter().map(|command| command.name));
+    let mut rest = command::by_name(COMMANDS.iter().map(|command| command.name), |name| name);
     for (topic, names) in TOPICS {
         let of_topic = names.iter().filter(|name| rest.contains(name));
         list_topic(topic, &of_topic.copied().collect::<Vec<_>>());
