@@ -120,7 +120,8 @@ pipes_are_clean() {
         prints 2 'frob: no such command; `help` lists them\n' frob <<<"not for a console" &&
         prints 0 '' <&- && prints 0 '' </dev/null &&
         prints 0 'Hello, console\n' <<<"cat /hello" &&
-        prints 2 'frob: no such command; `help` lists them\nHello, console\n' <<<$'frob\ncat /hello\nls /no' || return
+        prints 2 'frob: no such command; `help` lists them\nHello, console\nls: /no: no such file or directory\n' \
+            <<<$'frob\ncat /hello\nls /no' || return
     ./qemu.sh --timeout 60 --disk "$CONSOLE/disk.img" "cat /docs/numbers" </dev/null | cmp - "$CONSOLE/tree/docs/numbers"
 }
 

@@ -152,10 +152,11 @@ fn demo(arguments: &[&str]) -> Status {
             }
         }
     }
-    match is_interrupted() {
-        true => interrupted("demo"),
-        false => status,
+    if is_interrupted() {
+        return interrupted("demo");
     }
+    println!("\n`map`, `poke`, `peek` and `residency` do the same by hand; `help` lists the rest.");
+    status
 }
 
 /// Runs a step as a program; `false` if it did not end as it should, which was told.

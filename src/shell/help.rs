@@ -5,6 +5,7 @@ use crate::console::{self, Style, Styled};
 use crate::edit::COLUMNS;
 use crate::{print, println};
 use alloc::vec::Vec;
+use core::fmt;
 use linkme::distributed_slice;
 
 #[distributed_slice(COMMANDS)]
@@ -106,8 +107,7 @@ fn about(name: &str) -> Status {
         }
         return FAILURE;
     };
-    let call = format_args!("{} {}", command.name, command.arguments);
-    println!("{}", Styled(Style::Strong, call));
+    println!("{}", Styled(Style::Strong, Call(command)));
     println!("    {}", command.line());
     if !command.details().is_empty() {
         println!();
@@ -118,13 +118,23 @@ fn about(name: &str) -> Status {
     SUCCESS
 }
 
+/// How a command is called.
+struct Call(&'static Command);
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)?;
+        match self.0.arguments {
+            "" => Ok(()),
+            arguments => write!(f, " {arguments}"),
+        }
+    }
+}
+
 /// Says how a command is called.
 pub(crate) fn usage(name: &str) -> Status {
     if let Some(command) = command::find(name) {
-        console::complain(format_args!(
-            "usage: {} {}",
-            command.name, command.arguments
-        ));
+        console::complain(format_args!("usage: {}", Call(command)));
     }
     USAGE
 }
