@@ -85,12 +85,14 @@ fn list_topic(topic: &str, names: &[&str]) {
     const INDENT: usize = 17;
     print!("{}", Styled(Style::Strong, format_args!("{topic:INDENT$}")));
     let mut column = INDENT;
-    for name in names {
-        if column + name.len() + 2 > COLUMNS {
+    for (i, name) in names.iter().enumerate() {
+        if column + name.len() > COLUMNS - 1 {
             print!("\n{:INDENT$}", "");
             column = INDENT;
+        } else if i > 0 {
+            print!("  ");
         }
-        print!("{name}  ");
+        print!("{name}");
         column += name.len() + 2;
     }
     println!();
