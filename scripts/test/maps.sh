@@ -188,7 +188,7 @@ silent_disk_is_told() {
     [ $status != 0 ] && [ $status != 124 ] || { echo "status $status"; return 1; }
     grep -q "the device d.* not answer at its byte" "$out" && grep -q "the device is gone" "$out" &&
         grep -q "^flush: $LARGE: the" "$out" && [ "$(grep -c "^800000200000  58" "$out")" = 2 ] &&
-        grep -q "^dirty  *1.$" "$out" || return
+        grep -q "^dirty  *1$" "$out" || return
     # What was not acknowledged may be lost; what is there is sound.
     e2fsck -p "$MAPS/work.img"
     e2fsck -fn "$MAPS/work.img"
