@@ -1,6 +1,7 @@
 //! Files: what is mounted, and the commands that list, read, make and remove.
 
 mod commands;
+mod mounts;
 
 use crate::disk::{self, Disk, FindError};
 use crate::fs::block::BlockDevice;
