@@ -11,14 +11,20 @@ this script's. Without COMMAND there is a console. The first run installs what i
 
     ./qemu.sh                           a console
     ./qemu.sh selftest                  all self-tests of the image
-    ./qemu.sh "machine; mem"            several commands
+    ./qemu.sh "ls -l /; sum /big"       several commands
     echo help | ./qemu.sh               commands from a pipe
+    ./qemu.sh "cat /big" >copy          what they print, and nothing else
 
   --machine NAME      virt (default), raspi3b or raspi4b
   --memory SIZE       memory of virt, 256M unless said; the Pis have 1 and 2 GiB
   --cpu NAME          processor of virt, cortex-a72 unless said; also cortex-a53, cortex-a76, max, ...
   --smp N             cores of virt, 1 unless said; the Pis have 4
-  --disk FILE         a disk image (raw); may be given again on virt. A Pi has one card, its size a power of two
+  --disk FILE         a disk image (raw) instead of the default one, target/pinfold.img, which has the book and a
+                      large file on it and is kept between runs; may be given again on virt. A Pi has one card, its
+                      size a power of two
+  --no-disk           no disk
+  --fresh             make the default disk anew
+  --plain             neither colours nor editing, as in a pipe; the terminal's own line editing serves
   --env NAME=VALUE    a variable for programs; may be given again
   --elf FILE WORD...  boot FILE instead, a program of your own that Cargo has built, with these arguments
   --icount            count instructions: one takes one nanosecond, and each run is the same
@@ -28,7 +34,7 @@ this script's. Without COMMAND there is a console. The first run installs what i
   --help              this text
   -- QEMU-OPTION...   given to QEMU as they are, such as -- -machine gic-version=3
 
-At a terminal, Ctrl-C goes to Pinfold; Ctrl-A X ends QEMU.
+At a terminal, Ctrl-C goes to Pinfold and interrupts what runs there; Ctrl-A X ends QEMU.
 END
 }
 
@@ -49,7 +55,7 @@ quoted() {
 }
 
 machine=virt memory='' cpu='' smp='' timeout=''
-icount=no gdb=no build=()
+icount=no gdb=no plain=no fresh=no default_disk=yes build=()
 disks=() command=() options=() variables=() elf=''
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -62,7 +68,10 @@ while [ $# -gt 0 ]; do
         --memory) memory=$2 && shift ;;
         --cpu) cpu=$2 && shift ;;
         --smp) number "$1" "$2" && smp=$2 && shift ;;
-        --disk) disks+=("$2") && shift ;;
+        --disk) disks+=("$2") && default_disk=no && shift ;;
+        --no-disk) default_disk=no ;;
+        --fresh) fresh=yes ;;
+        --plain) plain=yes ;;
         --timeout) number "$1" "$2" && timeout=$2 && shift ;;
         --env)
             [[ $2 =~ ^[A-Z_][A-Z0-9_]*= ]] || usage_error "--env takes NAME=VALUE, with a NAME of A to Z, 0 to 9 and _, not $2"
@@ -107,6 +116,7 @@ case "$machine" in
 esac
 [[ -z $memory || $memory =~ ^[1-9][0-9]*[KMGkmg]?$ ]] ||
     usage_error "--memory takes a size such as 256M, not $memory"
+[ "$fresh$default_disk" != yesno ] || usage_error "--fresh makes the default disk, which --disk and --no-disk rule out"
 for disk in ${disks[@]+"${disks[@]}"}; do
     [ -e "$disk" ] || usage_error "no disk image $disk"
     [ -r "$disk" ] || usage_error "the disk image $disk cannot be read"
@@ -128,6 +138,40 @@ else
     fi
 fi
 
+# The default disk: the book and this repository's README, and a large file. Made aside, so that what is there is whole.
+make_default_disk() {
+    local work numbers=(seq)
+    # Not GNU's: that would write 1e+06.
+    seq --version >/dev/null 2>&1 || numbers=(seq -f %.0f)
+    "$ROOT/scripts/setup.sh" disk
+    say "Making the disk $1, once..."
+    work=$(mktemp -d "$ROOT/target/disk.XXXXXX")
+    # shellcheck disable=SC2064 # this folder
+    trap "rm -rf '$work'" EXIT
+    mkdir "$work/tree" "$work/tree/docs"
+    cp "$ROOT"/README.md "$ROOT"/CHANGELOG.md "$work/tree"
+    cp "$ROOT"/docs/src/*.md "$work/tree/docs"
+    printf 'Hello from a file.\n' >"$work/tree/hello"
+    # Numbers, a line each: more than memory is unless --memory says so, and known byte for byte.
+    { "${numbers[@]}" 1 62000000 || true; } 2>/dev/null | head -c $((512 << 20)) >"$work/tree/big"
+    chmod -R u=rwX,go=rX "$work/tree"
+    # A card's size must be a power of two.
+    mkfs.ext4 -q -F -L pinfold -d "$work/tree" "$work/disk" 1G >/dev/null </dev/null
+    mv "$work/disk" "$1"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+if [ "$default_disk" = yes ]; then
+    disk=$ROOT/target/pinfold.img
+    if [ "$fresh" = yes ] || [ ! -e "$disk" ]; then
+        make_default_disk "$disk"
+    elif [ -t 2 ]; then
+        say "The disk is $disk; --fresh makes it anew."
+    fi
+    disks=("$disk")
+fi
+
 # A host of the same kind runs the image itself, unless what is asked for needs emulation.
 accelerator() {
     [ "$machine$icount$gdb$cpu" = virtnono ] || return 0
@@ -147,10 +191,24 @@ else
 fi
 [ "$machine" != virt ] || qemu+=(-m "${memory:-256M}" -smp "${smp:-1}")
 command=(${variables[@]+"${variables[@]}"} ${command[@]+"${command[@]}"})
+
+# Options of the image stand before commands; without a command there is a console.
+words=${command[*]-}
+option='^ *([^ ]*=[^ ]*|plain)( +|$)(.*)'
+while [[ $words =~ $option ]]; do
+    words=${BASH_REMATCH[3]}
+done
+
+# Closed is as good as empty.
+{ : 3<&0; } 2>/dev/null || exec </dev/null
+if [ ! -t 0 ] || [ ! -t 1 ]; then
+    plain=yes
+fi
+[ "$plain" = no ] || command=(plain ${command[@]+"${command[@]}"})
 [ ${#command[@]} -eq 0 ] || qemu+=(-append "${command[*]}")
 
-# Only a terminal has keys for QEMU; in a pipe, Ctrl-A is a byte like any other.
-if [ -t 0 ]; then
+# Only a terminal has keys for QEMU, and only if it is the console's; in a pipe, Ctrl-A is a byte like any other.
+if [ "$plain" = no ]; then
     qemu+=(-serial mon:stdio)
 else
     qemu+=(-chardev stdio,id=console,signal=off -serial chardev:console -monitor none)
@@ -177,7 +235,7 @@ if [ "$gdb" = yes ]; then
     say "Waiting for a debugger. In another terminal:"
     say "    gdb-multiarch -ex 'target remote 127.0.0.1:1234' $elf"
 fi
-[ ! -t 0 ] || say "Ctrl-A X ends QEMU."
+[ "$plain" = yes ] || say "Ctrl-A X ends QEMU."
 
 # Hands on the lines of standard input. A serial line has no end of file; the console takes Ctrl-D for it.
 feed() {
@@ -193,7 +251,7 @@ run() {
 }
 
 status=0
-if [ -t 0 ] || [ ${#command[@]} -gt 0 ]; then
+if [ "$plain" = no ] || [[ $words == *[![:space:]]* ]]; then
     run || status=$?
 else
     exec 3<&0

@@ -15,6 +15,7 @@ Checks all that can be checked on this machine, or only the groups named:
     build       the image is built, is the same in another folder, and is not too large
     scripts     qemu.sh and setup.sh do what they say
     virt        the image tests itself on QEMU's virt machine, in many shapes
+    console     the console: transcripts, pipes, a terminal, and disks that are none
     disks       ext4 on virtio disks, and on the Pis' cards
     maps        files in maps: what is stored reaches the disk, what fails is told
     programs    programs: those in the box, and crates of one's own
@@ -27,7 +28,7 @@ The last line is "N passed, N failed"; the status is 0 if none failed. Logs are 
 END
 }
 
-all=(style pc docs build scripts virt disks maps programs pi firmware card sd)
+all=(style pc docs build scripts virt console disks maps programs pi firmware card sd)
 case "${1-}" in
     --help | -h)
         help

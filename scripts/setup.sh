@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh build    what builds the image
 #   scripts/setup.sh run      and QEMU
+#   scripts/setup.sh disk     what makes an ext4 disk
 #   scripts/setup.sh card     what builds the image, and what puts it on a card
 #   scripts/setup.sh test     and what the tests use
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,9 +15,10 @@ main() {
     case "${1-}" in
         build) rust ;;
         run) rust && qemu ;;
+        disk) ext4_tools ;;
         card) rust && card_tools ;;
         test) rust && qemu && test_tools ;;
-        *) usage_error "say what for: build, run, card or test" ;;
+        *) usage_error "say what for: build, run, disk, card or test" ;;
     esac
 }
 
@@ -71,10 +73,14 @@ qemu_version() {
     qemu-system-aarch64 --version | sed -n 's/.*version \([0-9]*\).*/\1/p;q'
 }
 
-card_tools() {
+ext4_tools() {
     if ! { has mkfs.ext4 && has e2fsck && has debugfs; }; then
         install_or_name "ext4's tools" e2fsprogs e2fsprogs e2fsprogs
     fi
+}
+
+card_tools() {
+    ext4_tools
     if ! { has mkfs.vfat && has fsck.vfat; }; then
         install_or_name "FAT's tools" dosfstools dosfstools dosfstools
     fi

@@ -5,8 +5,8 @@
 //! the median of [`REPETITIONS`]. Names and procedure are those of `mmapbench`, so that tables line up.
 
 use crate::arch::aarch64::{pmu, timer};
-use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
-use crate::println;
+use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
+use crate::{console, println, shell};
 use alloc::vec::Vec;
 use linkme::distributed_slice;
 
@@ -29,7 +29,10 @@ pub static BENCHES: [Bench];
 static BENCH: Command = Command {
     name: "bench",
     arguments: "[FILTER]",
-    summary: "measure this image, one \"name value unit\" a line",
+    summary: "measure this image, one \"name value unit\" a line\n\n\
+        Only groups with FILTER in their name, if there is one. Figures repeat under\n\
+        ./qemu.sh --icount.\n\
+        Example: bench anon",
     run: bench,
 };
 
@@ -133,14 +136,17 @@ fn bench(arguments: &[&str]) -> Status {
             return USAGE;
         }
     };
-    let mut benches: Vec<&Bench> = BENCHES.iter().filter(|b| b.name.contains(filter)).collect();
+    let meant = BENCHES.iter().filter(|b| b.name.contains(filter));
+    let benches = command::by_name(meant, |bench| bench.name);
     if benches.is_empty() {
         println!("bench: nothing has \"{filter}\" in its name");
         return USAGE;
     }
-    benches.sort_by_key(|bench| bench.name);
     let mut status = SUCCESS;
     for bench in benches {
+        if console::is_interrupted() {
+            return shell::interrupted("bench");
+        }
         println!("# section {}", bench.name);
         if let Err(reason) = (bench.run)() {
             println!("bench: {}: {reason}", bench.name);

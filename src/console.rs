@@ -1,5 +1,8 @@
 //! The serial console: output of whole lines, interrupt-driven input, and the log.
 //!
+//! It is a terminal, where somebody sits, unless the kernel command line says `plain`: then nobody does. A terminal gets
+//! CR LF, a pipe LF; colours, prompts and what is redrawn are for terminals. Ctrl-C interrupts what runs.
+//!
 //! Output is polled, a byte at a time, without a lock held for longer than one byte takes to enter the FIFO: a slow
 //! line (11 520 bytes a second on a real board) must not keep interrupts masked. What keeps lines apart is a mutex,
 //! taken only by threads that may wait; a handler, a lock holder or a crash report just writes.
@@ -9,8 +12,9 @@ use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 use crate::thread::{self, Call, Thread};
 use crate::{interrupt, selftest};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
+use spin::Once;
 
 static UART: SpinLock<Option<Pl011>> = SpinLock::new(None);
 static LINE: Mutex<()> = Mutex::new(());
@@ -19,8 +23,28 @@ static LINE: Mutex<()> = Mutex::new(());
 static PRINTING: AtomicU64 = AtomicU64::new(NOBODY);
 const NOBODY: u64 = u64::MAX;
 
+/// Whether somebody sits there.
+static IS_TERMINAL: AtomicBool = AtomicBool::new(true);
+
+/// Whether a command runs that Ctrl-C is to interrupt.
+static IS_RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// Ctrl-C was typed while a command ran.
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whom else Ctrl-C is told.
+static ON_CTRL_C: Once<fn()> = Once::new();
+
+/// Bytes typed while a command ran that there was no room for.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// What was written last.
+static LAST: AtomicU8 = AtomicU8::new(b'\n');
+
+const CTRL_C: u8 = 0x03;
+
 /// Received bytes that nobody has read.
-const INPUT_SIZE: usize = 4096;
+const INPUT_SIZE: usize = 16 << 10;
 
 struct Input {
     bytes: [u8; INPUT_SIZE],
@@ -31,6 +55,16 @@ struct Input {
 }
 
 impl Input {
+    /// Keeps `byte`; where there is no room, counts it as lost.
+    fn push(&mut self, byte: u8) {
+        if self.len == INPUT_SIZE {
+            LOST.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.bytes[(self.first + self.len) % INPUT_SIZE] = byte;
+        self.len += 1;
+    }
+
     /// Where `byte` is among the bytes from number `from` on.
     fn position(&self, from: usize, byte: u8) -> Option<usize> {
         (from..self.len).find(|at| self.bytes[(self.first + at) % INPUT_SIZE] == byte)
@@ -75,7 +109,65 @@ pub fn print(arguments: fmt::Arguments<'_>) {
     let _ = Writer.write_fmt(arguments);
 }
 
-/// Prints bytes as they are, but LF as CR LF.
+/// Prints a line that says what went wrong.
+pub fn complain(arguments: fmt::Arguments<'_>) {
+    print(format_args!("{}\n", Styled(Style::Error, arguments)));
+}
+
+/// How something looks at a terminal. Colours are those that can be read on a light and on a dark ground.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Style {
+    /// As it comes.
+    Normal,
+    /// A heading, a name.
+    Strong,
+    /// A folder.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// What went wrong.
+    Error,
+}
+
+impl Style {
+    /// The parameters of "Select Graphic Rendition" (ECMA-48).
+    fn code(self) -> &'static str {
+        match self {
+            Self::Normal => "",
+            Self::Strong => "1",
+            Self::Directory => "1;34",
+            Self::Link => "35",
+            Self::Error => "31",
+        }
+    }
+}
+
+/// Something in a style, where the console is a terminal.
+pub struct Styled<T>(pub Style, pub T);
+
+impl<T: fmt::Display> fmt::Display for Styled<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.0.code();
+        if code.is_empty() || !is_terminal() {
+            return self.1.fmt(f);
+        }
+        write!(f, "\x1b[{code}m")?;
+        self.1.fmt(f)?;
+        f.write_str("\x1b[m")
+    }
+}
+
+/// Whether somebody sits there: colours, prompts and what is redrawn are for them.
+pub fn is_terminal() -> bool {
+    IS_TERMINAL.load(Ordering::Relaxed)
+}
+
+/// Nobody does: bytes go out and come in as they are.
+pub(crate) fn set_plain() {
+    IS_TERMINAL.store(false, Ordering::Relaxed);
+}
+
+/// Prints bytes as they are, but at a terminal LF as CR LF.
 pub fn write_bytes(bytes: &[u8]) {
     let _call = Call::enter();
     let _line = Line::begin();
@@ -112,13 +204,13 @@ pub(crate) fn end_line_of(crashed: &Thread) {
 }
 
 fn put_text(byte: u8) {
-    if byte == b'\n' {
+    if byte == b'\n' && is_terminal() {
         put(b'\r');
     }
     put(byte);
 }
 
-/// Writes to the UART, with CR before LF. For `print`, and for reports that must not wait.
+/// Writes to the UART, at a terminal with CR before LF. For `print`, and for reports that must not wait.
 pub struct Writer;
 
 impl Write for Writer {
@@ -128,7 +220,15 @@ impl Write for Writer {
     }
 }
 
+/// Ends the row, if something stands on it.
+pub(crate) fn end_row() {
+    if LAST.load(Ordering::Relaxed) != b'\n' {
+        print(format_args!("\n"));
+    }
+}
+
 fn put(byte: u8) {
+    LAST.store(byte, Ordering::Relaxed);
     loop {
         match &mut *UART.lock() {
             Some(uart) if !uart.try_write(byte) => {}
@@ -157,9 +257,27 @@ pub fn is_attached() -> bool {
     UART.lock().is_some()
 }
 
-/// Shows a byte as it was typed.
-pub fn echo(byte: u8) {
-    put(byte);
+/// Runs `f`, which Ctrl-C interrupts: whoever takes long looks at [`is_interrupted`].
+pub(crate) fn run<R>(f: impl FnOnce() -> R) -> R {
+    IS_INTERRUPTED.store(false, Ordering::Relaxed);
+    IS_RUNNING.store(true, Ordering::Relaxed);
+    if is_terminal() && core::mem::take(&mut INPUT.lock().is_held) {
+        // Ctrl-C must come through, whatever has been typed ahead.
+        listen();
+    }
+    let result = f();
+    IS_RUNNING.store(false, Ordering::Relaxed);
+    result
+}
+
+/// Whether what runs is to end: somebody typed Ctrl-C.
+pub fn is_interrupted() -> bool {
+    IS_INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Calls `f` when Ctrl-C is typed while a command runs, in a handler: it may not wait. The first one stays.
+pub fn on_ctrl_c(f: fn()) {
+    ON_CTRL_C.call_once(|| f);
 }
 
 /// Lets the UART announce received bytes by interrupt; its handler is [`on_interrupt`].
@@ -180,31 +298,79 @@ pub fn flush() {
 
 /// The UART's interrupt: takes what has come.
 pub fn on_interrupt() {
+    let is_interrupted = receive();
+    if is_interrupted {
+        IS_INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+    RECEIVED.wake_all();
+    if is_interrupted && let Some(tell) = ON_CTRL_C.get() {
+        tell();
+    }
+}
+
+/// Takes what has come; whether Ctrl-C was there for what runs.
+fn receive() -> bool {
     let mut uart = UART.lock();
-    let Some(uart) = uart.as_mut() else { return };
+    let Some(uart) = uart.as_mut() else {
+        return false;
+    };
     let mut input = INPUT.lock();
     // First: a byte that comes after the last read must announce itself again.
     uart.acknowledge_receive();
-    while input.len < INPUT_SIZE
-        && let Some(byte) = uart.try_read()
-    {
-        let end = (input.first + input.len) % INPUT_SIZE;
-        input.bytes[end] = byte;
-        input.len += 1;
+    let is_running = IS_RUNNING.load(Ordering::Relaxed);
+    // A pipe waits; who types goes on typing, and Ctrl-C must come through.
+    let must_take = is_running && is_terminal();
+    let mut is_interrupted = false;
+    while input.len < INPUT_SIZE || must_take {
+        match uart.try_read() {
+            None => break,
+            Some(CTRL_C) if is_running => {
+                is_interrupted = true;
+                if must_take {
+                    // As at every terminal, what was typed before it is forgotten, too.
+                    input.len = 0;
+                }
+            }
+            Some(byte) => input.push(byte),
+        }
     }
-    if input.len == INPUT_SIZE {
+    if input.len == INPUT_SIZE && !must_take {
         // What does not fit stays in the FIFO, and a sender who can wait, such as an emulator's pipe, does.
         uart.disable_receive_interrupt();
         input.is_held = true;
     }
-    drop(input);
-    RECEIVED.wake_all();
+    is_interrupted
+}
+
+/// Looks for what has come, again and again, on a machine whose UART does not say so.
+pub(crate) fn poll() {
+    const PERIOD_US: u64 = 10_000;
+    loop {
+        on_interrupt();
+        thread::sleep(PERIOD_US);
+    }
 }
 
 /// The next byte typed; waits for it.
 pub fn read_byte() -> u8 {
+    loop {
+        if let Some(byte) = read_byte_unless(|| false) {
+            return byte;
+        }
+    }
+}
+
+/// The next byte typed; waits for it, or for Ctrl-C to interrupt the command that waits.
+pub fn read_byte_unless_interrupted() -> Option<u8> {
+    read_byte_unless(is_interrupted)
+}
+
+fn read_byte_unless(ends: impl Fn() -> bool) -> Option<u8> {
     let mut input = INPUT.lock();
     while input.len == 0 {
+        if ends() {
+            return None;
+        }
         input = RECEIVED.wait(input);
     }
     let byte = input.bytes[input.first];
@@ -216,7 +382,12 @@ pub fn read_byte() -> u8 {
         drop(input);
         listen();
     }
-    byte
+    Some(byte)
+}
+
+/// Bytes typed while a command ran that there was no room for, since this was asked last.
+pub(crate) fn take_lost() -> u64 {
+    LOST.swap(0, Ordering::Relaxed)
 }
 
 /// Errors on the line, and overruns: times that bytes came which nobody had room for.

@@ -9,7 +9,7 @@ use crate::arch::aarch64::board::{
     Board, Controller, Line, PciHost, RaspberryPi, SdHost, SdHostKind, Window,
 };
 use crate::arch::aarch64::kernel_map;
-use crate::command::{COMMANDS, Command, SUCCESS, Status};
+use crate::command::{self, COMMANDS, Command, SUCCESS, Status};
 use crate::driver::bcm_dma::{self, Channel};
 use crate::driver::gpio;
 use crate::driver::led::Led;
@@ -23,6 +23,7 @@ use crate::fs::block::{BlockDevice, BlockError, Properties};
 use crate::fs::blocking;
 use crate::fs::ext4::SuperblockInfo;
 use crate::fs::partition::{self, Partition};
+use crate::size::{self, Size};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
 use crate::{interrupt, kernel, println, selftest, shell};
@@ -393,15 +394,19 @@ pub fn list() -> Vec<Disk> {
 #[distributed_slice(COMMANDS)]
 static COMMAND: Command = Command {
     name: "disks",
-    arguments: "",
-    summary: "the disks, their partitions, and what they can do",
+    arguments: "[-b]",
+    summary: "the disks, their partitions, and what they can do\n\n\
+        Names and labels are what `mount` and root= take.\n\
+        -b  sizes in bytes\n\
+        Example: disks",
     run: disks,
 };
 
 fn disks(arguments: &[&str]) -> Status {
-    if !arguments.is_empty() {
-        return shell::usage("disks");
-    }
+    let unit = match command::options(arguments, "b") {
+        Ok((options, [])) => size::unit(&options),
+        _ => return shell::usage("disks"),
+    };
     for disk in list() {
         let Properties {
             capacity,
@@ -416,26 +421,16 @@ fn disks(arguments: &[&str]) -> Status {
             (is_read_only, "read-only"),
             (
                 !has_flush && !is_read_only,
-                "without flush: nothing is ever known to be durable",
+                "without flush: nothing is known to be durable",
             ),
             (max_discard > 0, "discard"),
             (max_write_zeroes > 0, "write-zeroes"),
         ];
         let words: Vec<&str> = words.iter().filter(|w| w.0).map(|w| w.1).collect();
         let label = alloc::format!("{indent}{}", disk.name);
-        let mut called = String::new();
-        if let Ok(fs) = SuperblockInfo::read(&*disk.device) {
-            called += &alloc::format!("LABEL={} UUID={} ", fs.label().escape_ascii(), fs.uuid());
-        }
-        if disk.parent.is_some() {
-            called += &alloc::format!("PARTUUID={} ", disk.part_uuid);
-        }
-        if !disk.part_label.is_empty() {
-            called += &alloc::format!("PARTLABEL={} ", disk.part_label);
-        }
         println!(
-            "{label:12} {:>8} MiB  {called}{}",
-            capacity >> 20,
+            "{label:12} {:>9}  {}",
+            Size(capacity, unit),
             words.join(", ")
         );
         if let Some((_, card)) = cards().iter().find(|(name, _)| *name == disk.name) {
@@ -443,6 +438,19 @@ fn disks(arguments: &[&str]) -> Status {
             if let Some(why) = card.card.locked {
                 println!("{:12} read-only, since {why}", "");
             }
+        }
+        let call = |key: &str, value: &dyn fmt::Display| println!("{:14}{key}={value}", "");
+        if let Ok(fs) = SuperblockInfo::read(&*disk.device) {
+            if !fs.label().is_empty() {
+                call("LABEL", &fs.label().escape_ascii());
+            }
+            call("UUID", &fs.uuid());
+        }
+        if !disk.part_label.is_empty() {
+            call("PARTLABEL", &disk.part_label);
+        }
+        if disk.parent.is_some() {
+            call("PARTUUID", &disk.part_uuid);
         }
     }
     SUCCESS

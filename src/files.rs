@@ -1,23 +1,27 @@
 //! Files: what is mounted, and the commands that list, read, make and remove.
 
 mod commands;
+mod mounts;
 
 use crate::arch::aarch64::{kernel_map, timer};
 use crate::disk::{self, Disk, FindError};
 use crate::driver::pl031;
 use crate::fs::block::BlockDevice;
+use crate::fs::blocking;
 use crate::fs::cached::Cached;
 use crate::fs::error::{Corruption, Structure};
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::fat::Fat;
-use crate::fs::vfs::Vfs;
-use crate::fs::{FileSystem, FsError, Timestamp};
+use crate::fs::signature;
+use crate::fs::vfs::{Node, Vfs};
+use crate::fs::{Cursor, DirectoryEntry, FileSystem, FsError, Timestamp};
 use crate::mm::addr::PAGE_SIZE;
 use crate::mm::{self, CACHE};
 use crate::sync::SpinLock;
 use crate::thread::{self, Role};
 use crate::{kernel, println};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// All that is mounted on this machine.
@@ -66,6 +70,8 @@ pub enum MountError {
     Disk(FindError),
     /// What the file system says.
     Fs(FsError),
+    /// Neither ext4 nor FAT, but this.
+    Unknown(&'static str),
 }
 
 impl From<FindError> for MountError {
@@ -85,6 +91,7 @@ impl fmt::Display for MountError {
         match self {
             Self::Disk(error) => error.fmt(f),
             Self::Fs(error) => error.fmt(f),
+            Self::Unknown(what) => write!(f, "neither ext4 nor FAT; it looks like {what}"),
         }
     }
 }
@@ -97,11 +104,23 @@ pub fn mount(what: &str, path: &str, access: Access) -> Result<(), MountError> {
         Err(FsError::Corrupt(Corruption {
             structure: Structure::SuperblockMagic,
             ..
-        })) => mount_fat(device, access)?,
+        })) => match mount_fat(device.clone(), access) {
+            Err(FsError::UnknownFormat) => return Err(MountError::Unknown(looks_like(&*device)?)),
+            mounted => mounted?,
+        },
         mounted => mounted?,
     };
     VFS.mount(path.as_bytes(), name.as_bytes(), fs)?;
     Ok(())
+}
+
+/// What is on a disk that cannot be mounted.
+fn looks_like(device: &dyn BlockDevice) -> Result<&'static str, FsError> {
+    let len = device
+        .properties()
+        .capacity
+        .min(signature::LOOKED_AT as u64);
+    Ok(signature::name(&blocking::read(device, 0, len as usize)?))
 }
 
 fn mount_ext4(
@@ -122,9 +141,7 @@ fn mount_ext4(
         println!("pinfold: {name} is read-only: {reason:?}");
     }
     if !mounted.has_flush && mounted.read_only.is_none() {
-        println!(
-            "pinfold: {name} has no flush command: what it acknowledges may be lost with its power"
-        );
+        log::debug!("{name} has no flush command: what it acknowledges may be lost with its power");
     }
     Ok(Arc::new(Cached::new(Arc::new(mounted.file_system), &CACHE)))
 }
@@ -150,27 +167,64 @@ pub fn init(root: Option<&str>) {
             }
         }
         None => {
+            let mut others = Vec::new();
             for disk in &disks {
                 let access = Access::ReadWrite;
                 let mounted = mount_ext4(&disk.name, disk.device.clone(), access)
                     .and_then(|fs| VFS.mount(b"/", disk.name.as_bytes(), fs));
                 match mounted {
                     Ok(()) => break,
-                    // Most likely a disk with partitions, or not ours at all.
-                    Err(error) => log::debug!("{}: not the root: {error}", disk.name),
+                    Err(error) => others.push((disk, error)),
+                }
+            }
+            if VFS.mounts().is_empty() {
+                // A disk with partitions has nothing else on it.
+                let is_whole = |name: &str| disks.iter().all(|d| d.parent.as_deref() != Some(name));
+                others.retain(|(disk, _)| is_whole(&disk.name));
+                for (disk, error) in others {
+                    say_why_not(disk, error);
                 }
             }
         }
     }
     if VFS.mounts().is_empty() {
-        if !disks.is_empty() && root.is_none() {
-            println!("pinfold: no disk has an ext4 file system; `mount DISK PATH` says why");
-        }
         return;
     }
     if let Err(error) = thread::spawn("commit", Role::Kernel, commit) {
         println!("pinfold: changes are made durable only on demand: {error}");
     }
+}
+
+/// Says why a disk is not the root.
+fn say_why_not(Disk { name, device, .. }: &Disk, error: FsError) {
+    let looks = match error {
+        FsError::Corrupt(corruption) if corruption.structure == Structure::SuperblockMagic => {
+            looks_like(&**device)
+        }
+        error => Err(error),
+    };
+    match looks {
+        Ok(what) => println!("pinfold: {name} is not mounted: no ext4; it looks like {what}"),
+        Err(error) => println!("pinfold: {name} is not mounted: {error}"),
+    }
+}
+
+/// What is in a directory but `.` and `..`, by name.
+pub(crate) fn entries(directory: &Node) -> Result<Vec<DirectoryEntry>, FsError> {
+    let mut cursor = Cursor::default();
+    let mut all = Vec::new();
+    loop {
+        let some = directory.fs.read_directory(directory.file, &mut cursor)?;
+        if some.is_empty() {
+            break;
+        }
+        all.extend(
+            some.into_iter()
+                .filter(|e| e.name != b"." && e.name != b".."),
+        );
+    }
+    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
 }
 
 fn commit() {

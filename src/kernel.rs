@@ -18,8 +18,8 @@ use crate::command::{FAILURE, Status, USAGE};
 use crate::driver::gpio;
 use crate::driver::mailbox::Mailbox;
 use crate::driver::pl011::Pl011;
-use crate::driver::sdhci::Method;
 use crate::mm::addr::PhysAddr;
+use crate::options::Options;
 use crate::shell;
 use crate::symbols::{Symbol, Symbols};
 use crate::sync::Mutex;
@@ -86,84 +86,51 @@ fn start_devices(board: &Board) {
     if let Err(error) = timer {
         println!("pinfold: timer interrupt: {error}");
     }
-    let Some(line) = board.uart.interrupt else {
-        println!("pinfold: the UART has no interrupt; the console only speaks");
-        return;
+    let listening = match board.uart.interrupt {
+        Some(line) => interrupt::listen(line, |_| console::on_interrupt(), 0),
+        None => return poll_console(&"the UART has none"),
     };
-    match interrupt::listen(line, |_| console::on_interrupt(), 0) {
+    match listening {
         Ok(()) => console::listen(),
-        Err(error) => println!("pinfold: UART interrupt: {error}; the console only speaks"),
+        Err(error) => poll_console(&error),
+    }
+}
+
+/// Without an interrupt somebody has to look whether something was typed.
+fn poll_console(reason: &dyn fmt::Display) {
+    println!("pinfold: UART interrupt: {reason}; the console is polled");
+    if let Err(error) = thread::spawn("console", Role::Kernel, console::poll) {
+        println!("pinfold: {error}; the console only speaks");
     }
 }
 
 fn main() {
     let line = board().command_line;
-    let options = Options::parse(line);
-    console::init_log(options.log);
+    let options = Options::parse(line, program::env::take_from);
+    if options.is_plain {
+        console::set_plain();
+    }
+    console::init_log(options.log.unwrap_or(LevelFilter::Info));
+    console::on_ctrl_c(|| {
+        program::interrupt();
+    });
     disk::init(board(), options.sd);
     files::init(options.root);
-    println!("{}", Banner);
     for word in &options.unknown {
-        println!("pinfold: \"{word}\" on the command line is not an option; `help` lists them");
+        println!(
+            "pinfold: \"{word}\" on the command line is no option: log=LEVEL, root=DISK, plain"
+        );
     }
-    let status = if options.commands.trim().is_empty() {
+    let status = if options.commands.is_empty() {
         shell::interactive()
     } else {
+        // Before a pipe comes nothing but what the commands print.
+        if console::is_terminal() {
+            println!("{}", Banner);
+        }
         shell::run_line(options.commands)
     };
     shut_down(status)
-}
-
-/// What stands before the commands on the kernel command line: words with `=` in them.
-struct Options<'a> {
-    log: LevelFilter,
-    /// The disk or partition to mount on `/`.
-    root: Option<&'a str>,
-    /// How blocks of SD cards are to be moved.
-    sd: Option<Method>,
-    unknown: alloc::vec::Vec<&'a str>,
-    commands: &'a str,
-}
-
-impl<'a> Options<'a> {
-    /// What is told by words `name=value`; variables of the environment are set on the way.
-    fn parse(line: &'a str) -> Self {
-        let mut options = Self {
-            log: LevelFilter::Info,
-            root: None,
-            sd: None,
-            unknown: alloc::vec::Vec::new(),
-            commands: line,
-        };
-        loop {
-            let rest = options.commands.trim_start();
-            if let Some(len) = program::env::take_from(rest) {
-                options.commands = &rest[len..];
-                continue;
-            }
-            let word = rest.split_whitespace().next().unwrap_or_default();
-            let Some((name, value)) = word.split_once('=') else {
-                return options;
-            };
-            match (name, value.parse()) {
-                ("log", Ok(level)) => options.log = level,
-                ("root", _) => options.root = Some(value),
-                _ if name == "sd"
-                    && let Ok(method) = value.parse() =>
-                {
-                    options.sd = Some(method)
-                }
-                _ if is_for_linux(name) => log::debug!("\"{word}\" is for Linux"),
-                _ => options.unknown.push(word),
-            }
-            options.commands = &rest[word.len()..];
-        }
-    }
-}
-
-/// Whether a Raspberry Pi's firmware may have put the option there of its own accord, for Linux and its modules.
-fn is_for_linux(name: &str) -> bool {
-    name.contains('.') || matches!(name, "console" | "coherent_pool" | "numa")
 }
 
 struct Banner;

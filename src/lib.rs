@@ -22,9 +22,12 @@ pub use linkme;
 pub mod arch;
 pub mod command;
 pub mod driver;
+pub mod edit;
 pub mod fs;
 pub mod mm;
+pub mod options;
 pub mod programs;
+pub mod size;
 pub mod symbols;
 pub mod sync;
 
@@ -46,6 +49,8 @@ pub mod kernel;
 pub mod mmap;
 #[cfg(target_os = "none")]
 pub mod program;
+#[cfg(target_os = "none")]
+pub mod progress;
 #[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]

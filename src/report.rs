@@ -227,9 +227,9 @@ impl fmt::Display for Report<'_> {
                 frame.spsr,
                 frame.sp,
             )?;
-            for (i, row) in frame.x.chunks(4).enumerate() {
+            for (i, row) in frame.x.chunks(3).enumerate() {
                 for (j, x) in row.iter().enumerate() {
-                    let number = 4 * i + j;
+                    let number = 3 * i + j;
                     let blank = if number < 10 { " " } else { "" };
                     write!(f, "    {blank}x{number} {x:#018x}")?;
                 }

@@ -42,7 +42,7 @@ damaged_tree() {
 
 # Never silence. Without the magic number it is no tree, and a Pi is known without one.
 damaged_tree_is_told() {
-    damaged_tree 0 zzzz "on Raspberry Pi 3" &&
+    damaged_tree 0 zzzz "Raspberry Pi 3" &&
         damaged_tree 4 '\0\0\0\20' "device tree" &&
         damaged_tree 4 '\377\377\377\377' "device tree" &&
         damaged_tree 200 '\377\377\377\377' "device tree"

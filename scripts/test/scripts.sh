@@ -20,6 +20,7 @@ wrong_arguments_are_refused() {
         refuses "raspi3b's memory is fixed" --machine raspi3b --memory 1G &&
         refuses "raspi4b has 4 cores" --smp 2 --machine raspi4b &&
         refuses "raspi4b's processor is fixed" --machine raspi4b --cpu max &&
+        refuses "--fresh makes the default disk" --no-disk --fresh &&
         refuses "raspi3b has one card slot" --machine raspi3b --disk README.md --disk README.md
 }
 
@@ -57,13 +58,25 @@ setup_is_idle_the_second_time() {
 
 gdb_is_told_how_to_attach() {
     local status=0 said
-    said=$(./qemu.sh --gdb --timeout 3 </dev/null 2>&1) || status=$?
+    said=$(./qemu.sh --gdb --no-disk --timeout 3 </dev/null 2>&1) || status=$?
     echo "$said (status $status)"
     [ "$status" = 124 ] && [[ $said == *"target remote"* && $said == *"stopped after 3 seconds"* ]]
+}
+
+# The default disk: made when asked for, kept from run to run, and sound.
+default_disk_is_kept() {
+    local said
+    said=$(./qemu.sh --fresh --timeout 60 "stat /big; write /kept by the next run" </dev/null 2>&1) || { echo "$said"; return 1; }
+    echo "$said"
+    [[ $said == *"Making the disk"*"(536870912 bytes)"* ]] || return
+    said=$(./qemu.sh --timeout 60 "cat /kept; rm /kept" </dev/null 2>&1) || { echo "$said"; return 1; }
+    echo "$said"
+    [ "$said" = "by the next run" ] && e2fsck -fn target/pinfold.img
 }
 
 check "wrong arguments are refused with words" wrong_arguments_are_refused
 check "--help names every option" help_names_every_option
 check "without QEMU and root, setup names the packages" setup_names_the_packages
 check "setup has nothing to say the second time" setup_is_idle_the_second_time
+check "the default disk is made once, and kept" default_disk_is_kept
 check "--gdb waits and says how to attach" gdb_is_told_how_to_attach

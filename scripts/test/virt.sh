@@ -3,7 +3,7 @@
 # The test that always fails is seen to fail, by its line and by the status.
 canary_fails() {
     local status=0
-    ./qemu.sh --timeout 60 selftest canary >"$LOGS/canary.txt" 2>&1 </dev/null || status=$?
+    ./qemu.sh --no-disk --timeout 60 selftest canary >"$LOGS/canary.txt" 2>&1 </dev/null || status=$?
     cat "$LOGS/canary.txt"
     [ "$status" = 1 ] && grep -q '^not ok 1' "$LOGS/canary.txt"
 }
@@ -12,7 +12,7 @@ canary_fails() {
 icount_repeats() {
     local run
     for run in 1 2; do
-        ./qemu.sh --icount --timeout 60 "machine; mem" </dev/null >"$LOGS/icount-$run.txt" || return
+        ./qemu.sh --no-disk --icount --timeout 60 "machine; mem" </dev/null >"$LOGS/icount-$run.txt" || return
     done
     cat "$LOGS/icount-1.txt"
     diff "$LOGS/icount-1.txt" "$LOGS/icount-2.txt"
@@ -21,7 +21,7 @@ icount_repeats() {
 # From power-on to a program's first instruction: 2 million instructions at most (1000 a microsecond here), in 4 MiB.
 program_starts_soon() {
     local said cost us kib
-    said=$(./qemu.sh --icount --timeout 60 run hello </dev/null)
+    said=$(./qemu.sh --no-disk --icount --timeout 60 run hello </dev/null)
     echo "$said"
     cost=$(sed -n '/^Hello/{n;p;}' <<<"$said")
     us=${cost%% us since power-on*}
@@ -32,10 +32,10 @@ program_starts_soon() {
 # Commands on standard input, and the end of it, give a transcript and a status.
 console_reads_a_pipe() {
     local said status=0
-    said=$(echo help | ./qemu.sh --timeout 60) || return
+    said=$(echo help | ./qemu.sh --no-disk --timeout 60) || return
     echo "$said"
     [[ $said == *selftest* ]] || return
-    echo no-such-command | ./qemu.sh --timeout 60 || status=$?
+    echo no-such-command | ./qemu.sh --no-disk --timeout 60 || status=$?
     [ "$status" = 2 ]
 }
 
@@ -46,7 +46,7 @@ console_loses_no_input() {
         {
             echo selftest sleep
             for number in $(seq 2000); do echo "no-such-command-$number"; done
-        } | ./qemu.sh --timeout 100 | grep -c 'no such command'
+        } | ./qemu.sh --no-disk --timeout 100 | grep -c 'no such command'
         true # the status is that of the last of them
     )
     echo "$answers of 2000 commands answered"
@@ -57,7 +57,7 @@ console_loses_no_input() {
 selftest_on() {
     local what=$1
     shift
-    image_tests "selftest on virt, $what" 180 ./qemu.sh --timeout 170 "$@"
+    image_tests "selftest on virt, $what" 180 ./qemu.sh --no-disk --timeout 170 "$@"
 }
 
 check "the image is built" scripts/build.sh

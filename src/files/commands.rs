@@ -1,15 +1,15 @@
 //! The commands about files. They say what went wrong with which path, go on with the next, and fail at the end.
 
-use super::{VFS, mount};
-use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
-use crate::disk::{self, Disk};
-use crate::fs::block::BlockError;
-use crate::fs::ext4::{Access, SuperblockInfo};
+use super::{VFS, entries};
+use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
+use crate::console::{self, Style, Styled, complain, is_interrupted};
 use crate::fs::vfs::{LastLink, Node};
-use crate::fs::{Attributes, Cursor, DirectoryEntry, FileKind, FileSystem, FsError, Timestamp};
-use crate::shell::usage;
-use crate::{console, print, println};
-use alloc::string::{String, ToString};
+use crate::fs::{Attributes, FileKind, FsError, Timestamp};
+use crate::progress::Progress;
+use crate::shell::{self, usage};
+use crate::size::{self, Size, Unit};
+use crate::{print, println};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use linkme::distributed_slice;
@@ -30,100 +30,148 @@ macro_rules! command {
     };
 }
 
-command!(LS, "ls", "[-l] [PATH...]", "list directories", ls);
-command!(CAT, "cat", "PATH...", "print files", cat);
-command!(STAT, "stat", "PATH...", "what is known about files", stat);
+command!(
+    LS,
+    "ls",
+    "[-lb] [PATH...]",
+    "list directories\n\n\
+        -l  mode, names, size and time of change, too\n\
+        -b  sizes in bytes\n\
+        Example: ls -l /",
+    ls
+);
+command!(
+    CAT,
+    "cat",
+    "PATH...",
+    "print files\n\n\
+        Through a pipe they come out byte for byte: ./qemu.sh \"cat /big\" >copy\n\
+        Example: cat /docs/start.md",
+    cat
+);
+command!(
+    STAT,
+    "stat",
+    "PATH...",
+    "what is known about files\n\nExample: stat /big",
+    stat
+);
 command!(
     SUM,
     "sum",
     "PATH...",
-    "SHA-256 of files, as sha256sum prints it",
+    "SHA-256 of files, as sha256sum prints it\n\n\
+        They are read; `mapsum` maps them.\n\
+        Example: sum /big",
     sum
 );
-command!(CP, "cp", "FROM TO", "copy a file", cp);
+command!(
+    CP,
+    "cp",
+    "FROM TO",
+    "copy a file\n\nTO may be a directory.\nExample: cp /docs/start.md /copy.md",
+    cp
+);
 command!(
     MV,
     "mv",
     "FROM TO",
-    "rename or move, over what is there",
+    "rename or move, over what is there\n\nTO may be a directory.\nExample: mv /copy.md /docs",
     mv
 );
-command!(RM, "rm", "PATH...", "remove files", rm);
+command!(
+    RM,
+    "rm",
+    "[-r] PATH...",
+    "remove files\n\n-r  directories, too, with all that is in them\nExample: rm /copy.md",
+    rm
+);
 command!(
     LN,
     "ln",
     "[-s] TARGET NAME",
-    "give a file another name, or make a symbolic link",
+    "give a file another name, or make a symbolic link\n\n\
+        -s  a symbolic link\n\
+        Example: ln -s /docs/start.md /start",
     ln
 );
-command!(MKDIR, "mkdir", "PATH...", "make directories", mkdir);
-command!(RMDIR, "rmdir", "PATH...", "remove empty directories", rmdir);
+command!(
+    MKDIR,
+    "mkdir",
+    "PATH...",
+    "make directories\n\nExample: mkdir /mine",
+    mkdir
+);
+command!(
+    RMDIR,
+    "rmdir",
+    "PATH...",
+    "remove empty directories\n\nExample: rmdir /mine",
+    rmdir
+);
 command!(
     TRUNCATE,
     "truncate",
     "PATH SIZE",
-    "cut a file or let it grow with zeros; makes it if need be",
+    "cut a file or let it grow with zeros; makes it if need be\n\n\
+        SIZE is in bytes, or with K, M, G or T behind it.\n\
+        Example: truncate /hole 64M",
     truncate
 );
 command!(
     WRITE,
     "write",
     "PATH TEXT...",
-    "replace a file by a line of text",
+    "replace a file by a line of text\n\nExample: write /note remember the milk",
     write
 );
-command!(DF, "df", "", "how full the file systems are", df);
-command!(
-    TRIM,
-    "trim",
-    "[PATH...]",
-    "tell disks what is free: of the file systems that hold PATHs, or of all",
-    trim
-);
-command!(SYNC, "sync", "", "make everything durable", sync);
-command!(
-    MOUNT,
-    "mount",
-    "[-r] [DISK PATH]",
-    "mount a disk, read-only with -r; without arguments, what is mounted",
-    mount_command
-);
-command!(
-    UMOUNT,
-    "umount",
-    "PATH",
-    "unmount, making everything durable first",
-    umount
-);
+/// Why a command did not do all that it should.
+pub(super) enum Stop {
+    Failed(FsError),
+    /// By Ctrl-C.
+    Interrupted,
+}
 
-command!(
-    FSCK_INFO,
-    "fsck-info",
-    "[DISK]",
-    "the superblock of an ext4 file system, mounted or not, in words",
-    fsck_info
-);
+impl From<FsError> for Stop {
+    fn from(error: FsError) -> Self {
+        Self::Failed(error)
+    }
+}
 
-/// Does `f` for each path; what fails is told and makes the command fail, but not stop.
-fn for_each(command: &str, paths: &[&str], f: impl Fn(&str) -> Result<(), FsError>) -> Status {
+/// An error once Ctrl-C was typed; for loops that take long.
+fn go_on() -> Result<(), Stop> {
+    match is_interrupted() {
+        true => Err(Stop::Interrupted),
+        false => Ok(()),
+    }
+}
+
+/// Does `f` for each path; what fails is told and makes the command fail, but not stop. Ctrl-C stops it.
+pub(super) fn for_each<E: Into<Stop>>(
+    command: &str,
+    paths: &[&str],
+    f: impl Fn(&str) -> Result<(), E>,
+) -> Status {
     if paths.is_empty() {
         return usage(command);
     }
     let mut status = SUCCESS;
     for path in paths {
-        if let Err(error) = f(path) {
-            println!("{command}: {path}: {error}");
-            status = FAILURE;
+        match told(command, path, f(path)) {
+            SUCCESS => {}
+            INTERRUPTED => return INTERRUPTED,
+            failure => status = failure,
         }
     }
     status
 }
 
-fn told(command: &str, path: &str, result: Result<(), FsError>) -> Status {
-    match result {
+pub(super) fn told(command: &str, path: &str, result: Result<(), impl Into<Stop>>) -> Status {
+    match result.map_err(Into::into) {
         Ok(()) => SUCCESS,
-        Err(error) => {
-            println!("{command}: {path}: {error}");
+        Err(Stop::Interrupted) => shell::interrupted(command),
+        Err(Stop::Failed(error)) => {
+            complain(format_args!("{command}: {path}: {error}"));
             FAILURE
         }
     }
@@ -191,62 +239,48 @@ impl fmt::Display for Date {
     }
 }
 
-fn entries(directory: &Node) -> Result<Vec<DirectoryEntry>, FsError> {
-    let mut cursor = Cursor::default();
-    let mut all = Vec::new();
-    loop {
-        let some = directory.fs.read_directory(directory.file, &mut cursor)?;
-        if some.is_empty() {
-            break;
-        }
-        all.extend(
-            some.into_iter()
-                .filter(|e| e.name != b"." && e.name != b".."),
-        );
-    }
-    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
-}
-
 fn ls(arguments: &[&str]) -> Status {
-    let (is_long, paths) = match arguments {
-        ["-l", paths @ ..] => (true, paths),
-        paths => (false, paths),
+    let Ok((options, paths)) = command::options(arguments, "lb") else {
+        return usage("ls");
     };
+    let unit = (options.contains('l')).then(|| size::unit(&options));
     let paths = if paths.is_empty() { &["/"] } else { paths };
     let has_many = paths.len() > 1;
     for_each("ls", paths, |path| {
         let node = resolve(path)?;
         if node.fs.attributes(node.file)?.kind != FileKind::Directory {
-            return print_entry(&node, path.as_bytes(), is_long);
+            return Ok(print_entry(&node, path.as_bytes(), unit)?);
         }
         if has_many {
             println!("{path}:");
         }
         for entry in entries(&node)? {
-            print_entry(&node.beside(entry.file), &entry.name, is_long)?;
+            go_on()?;
+            print_entry(&node.beside(entry.file), &entry.name, unit)?;
         }
-        Ok(())
+        Ok::<_, Stop>(())
     })
 }
 
-fn print_entry(node: &Node, name: &[u8], is_long: bool) -> Result<(), FsError> {
+/// A line for a name: with what is known about it, if there is a unit for its size.
+fn print_entry(node: &Node, name: &[u8], unit: Option<Unit>) -> Result<(), FsError> {
     let attributes = node.fs.attributes(node.file)?;
-    let name = name.escape_ascii();
-    if !is_long {
-        let slash = if attributes.kind == FileKind::Directory {
-            "/"
-        } else {
-            ""
-        };
-        println!("{name}{slash}");
+    let (style, mark) = match attributes.kind {
+        FileKind::Directory => (Style::Directory, "/"),
+        FileKind::Symlink => (Style::Link, ""),
+        _ => (Style::Normal, ""),
+    };
+    let name = Styled(style, name.escape_ascii());
+    let Some(unit) = unit else {
+        println!("{name}{mark}");
         return Ok(());
-    }
+    };
+    let size = Size(attributes.size, unit);
+    let width = if unit == Unit::Bytes { 12 } else { 8 };
     print!(
-        "{} {:>3} {:>12} {} {name}",
+        "{} {:>3} {size:>width$} {} {name}",
         Mode(attributes),
         attributes.links,
-        attributes.size,
         Date(attributes.modified),
     );
     if attributes.kind == FileKind::Symlink {
@@ -256,14 +290,20 @@ fn print_entry(node: &Node, name: &[u8], is_long: bool) -> Result<(), FsError> {
     Ok(())
 }
 
-/// Hands all bytes of a file to `f`, a piece at a time.
-fn read_all(path: &str, mut f: impl FnMut(&[u8]) -> Result<(), FsError>) -> Result<(), FsError> {
+/// Hands all bytes of a file to `f`, a piece at a time; shows how far it is under the name `what`, if there is one.
+fn read_all(
+    path: &str,
+    what: Option<&str>,
+    mut f: impl FnMut(&[u8]) -> Result<(), Stop>,
+) -> Result<(), Stop> {
     let node = resolve(path)?;
-    match node.fs.attributes(node.file)?.kind {
+    let attributes = node.fs.attributes(node.file)?;
+    match attributes.kind {
         FileKind::File => {}
-        FileKind::Directory => return Err(FsError::IsADirectory),
-        _ => return Err(FsError::NotAFile),
+        FileKind::Directory => return Err(FsError::IsADirectory.into()),
+        _ => return Err(FsError::NotAFile.into()),
     }
+    let mut progress = what.map(|what| Progress::new(what, attributes.size));
     node.fs.open(node.file)?;
     let mut bytes = alloc::vec![0; PIECE];
     let mut offset = 0;
@@ -271,22 +311,29 @@ fn read_all(path: &str, mut f: impl FnMut(&[u8]) -> Result<(), FsError>) -> Resu
         match node.fs.read_at(node.file, offset, &mut bytes) {
             Ok(0) => break Ok(()),
             Ok(len) => {
-                if let Err(error) = f(&bytes[..len]) {
-                    break Err(error);
+                if let Err(stop) = f(&bytes[..len]).and_then(|()| go_on()) {
+                    break Err(stop);
                 }
                 offset += len as u64;
+                if let Some(progress) = &mut progress {
+                    progress.add(len as u64);
+                }
             }
-            Err(error) => break Err(error),
+            Err(error) => break Err(error.into()),
         }
     };
-    result.and(node.fs.close(node.file))
+    result.and(node.fs.close(node.file).map_err(Stop::from))
 }
 
 fn cat(arguments: &[&str]) -> Status {
+    /// Less than a tenth of a second at 115 200 bits a second: so soon Ctrl-C is seen.
+    const PRINTED: usize = 1 << 10;
     for_each("cat", arguments, |path| {
-        read_all(path, |bytes| {
-            console::write_bytes(bytes);
-            Ok(())
+        read_all(path, None, |bytes| {
+            bytes.chunks(PRINTED).try_for_each(|part| {
+                console::write_bytes(part);
+                go_on()
+            })
         })
     })
 }
@@ -294,7 +341,7 @@ fn cat(arguments: &[&str]) -> Status {
 fn sum(arguments: &[&str]) -> Status {
     for_each("sum", arguments, |path| {
         let mut hash = Sha256::new();
-        read_all(path, |bytes| {
+        read_all(path, Some(path), |bytes| {
             hash.update(bytes);
             Ok(())
         })?;
@@ -302,7 +349,7 @@ fn sum(arguments: &[&str]) -> Status {
             print!("{byte:02x}");
         }
         println!("  {path}");
-        Ok(())
+        Ok::<_, Stop>(())
     })
 }
 
@@ -320,8 +367,10 @@ fn stat(arguments: &[&str]) -> Status {
         }
         println!("inode       {}, {} names", node.file.0, attributes.links);
         println!(
-            "size        {} bytes, {} on the medium",
-            attributes.size, attributes.allocated
+            "size        {} ({} bytes), {} on the medium",
+            size::human(attributes.size),
+            attributes.size,
+            size::human(attributes.allocated)
         );
         println!("owner       {}:{}", attributes.owner.0, attributes.owner.1);
         println!("modified    {}", Date(attributes.modified));
@@ -331,7 +380,7 @@ fn stat(arguments: &[&str]) -> Status {
             let extents = node.fs.map(node.file, 0, attributes.size)?;
             println!("extents     {}", extents.len());
         }
-        Ok(())
+        Ok::<_, FsError>(())
     })
 }
 
@@ -373,11 +422,11 @@ fn cp(arguments: &[&str]) -> Status {
         if directory.is_beside(&source)
             && directory.fs.lookup(directory.file, &name) == Ok(source.file)
         {
-            return Err(FsError::Exists);
+            return Err(FsError::Exists.into());
         }
         let copy = create(&directory, &name, attributes.permissions)?;
         let mut offset = 0;
-        read_all(from, |bytes| {
+        read_all(from, Some(from), |bytes| {
             copy.fs.write_at(copy.file, offset, bytes)?;
             offset += bytes.len() as u64;
             Ok(())
@@ -402,10 +451,42 @@ fn mv(arguments: &[&str]) -> Status {
 }
 
 fn rm(arguments: &[&str]) -> Status {
-    for_each("rm", arguments, |path| {
+    let Ok((options, paths)) = command::options(arguments, "r") else {
+        return usage("rm");
+    };
+    for_each("rm", paths, |path| {
         let (directory, name) = resolve_parent(path)?;
-        directory.fs.unlink(directory.file, &name)
+        if options.contains('r') {
+            return remove_tree(directory, name);
+        }
+        Ok(directory.fs.unlink(directory.file, &name)?)
     })
+}
+
+/// Removes what is called `name`, and first what is in it. What is still to be removed is on the heap: a tree may be
+/// deeper than a stack.
+fn remove_tree(directory: Node, name: Vec<u8>) -> Result<(), Stop> {
+    let mut left = alloc::vec![(directory, name)];
+    while let Some((directory, name)) = left.last() {
+        go_on()?;
+        let (fs, parent) = (&directory.fs, directory.file);
+        let file = fs.lookup(parent, name)?;
+        if fs.attributes(file)?.kind != FileKind::Directory {
+            fs.unlink(parent, name)?;
+            left.pop();
+            continue;
+        }
+        match fs.remove_directory(parent, name) {
+            Ok(()) => drop(left.pop()),
+            Err(FsError::NotEmpty) => {
+                let inside = directory.beside(file);
+                let names = entries(&inside)?.into_iter().map(|entry| entry.name);
+                left.extend(names.map(|name| (inside.clone(), name)));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn ln(arguments: &[&str]) -> Status {
@@ -455,10 +536,10 @@ fn truncate(arguments: &[&str]) -> Status {
     let [path, size] = arguments else {
         return usage("truncate");
     };
-    let Some(size) = parse_size(size) else {
-        println!(
-            "truncate: \"{size}\" is no size: a number of bytes, perhaps with K, M or G behind it"
-        );
+    let Some(size) = size::parse(size) else {
+        complain(format_args!(
+            "truncate: \"{size}\" is no size: a number of bytes, perhaps with K, M, G or T behind it"
+        ));
         return USAGE;
     };
     let cut = || {
@@ -474,17 +555,6 @@ fn truncate(arguments: &[&str]) -> Status {
     told("truncate", path, cut())
 }
 
-/// Bytes, perhaps with a binary unit: `4096`, `64K`, `2M`, `1G`.
-fn parse_size(text: &str) -> Option<u64> {
-    let (number, shift) = match text.as_bytes().last()? {
-        b'K' | b'k' => (&text[..text.len() - 1], 10),
-        b'M' | b'm' => (&text[..text.len() - 1], 20),
-        b'G' | b'g' => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 fn write(arguments: &[&str]) -> Status {
     let [path, text @ ..] = arguments else {
         return usage("write");
@@ -497,115 +567,4 @@ fn write(arguments: &[&str]) -> Status {
         node.fs.write_at(node.file, 0, line.as_bytes())
     };
     told("write", path, put())
-}
-
-fn df(arguments: &[&str]) -> Status {
-    if !arguments.is_empty() {
-        return usage("df");
-    }
-    println!(
-        "{:10} {:>12} {:>12} {:>12} {:>10}  MOUNTED ON",
-        "DISK", "KiB", "USED", "FREE", "FREE FILES"
-    );
-    let mut status = SUCCESS;
-    for mount in VFS.mounts() {
-        let (source, path) = (mount.source.escape_ascii(), mount.path.escape_ascii());
-        match mount.fs.statistics() {
-            Ok(s) => {
-                let kib = |blocks: u64| (u128::from(blocks) * u128::from(s.block_size)) >> 10;
-                let (all, free) = (kib(s.blocks), kib(s.free_blocks));
-                let source = alloc::format!("{source}");
-                println!(
-                    "{source:10} {all:>12} {:>12} {free:>12} {:>10}  {path}",
-                    all - free,
-                    s.free_inodes
-                );
-            }
-            Err(error) => {
-                println!("df: {path}: {error}");
-                status = FAILURE;
-            }
-        }
-    }
-    status
-}
-
-fn trim(arguments: &[&str]) -> Status {
-    let trim = |path: &str, fs: &dyn FileSystem| {
-        let bytes = fs.trim()?;
-        println!("{path}: {} KiB discarded", bytes >> 10);
-        Ok(())
-    };
-    if arguments.is_empty() {
-        // All that can: a file system or disk that knows no discarding has nothing to do.
-        let mut status = SUCCESS;
-        for mount in VFS.mounts() {
-            let path = mount.path.escape_ascii().to_string();
-            match trim(&path, &*mount.fs) {
-                Err(FsError::NotOffered | FsError::Block(BlockError::Unsupported)) => {}
-                result => status = status.max(told("trim", &path, result)),
-            }
-        }
-        return status;
-    }
-    for_each("trim", arguments, |path| {
-        let node = VFS.resolve(path.as_bytes(), LastLink::Follow)?;
-        trim(path, &*node.fs)
-    })
-}
-
-fn sync(arguments: &[&str]) -> Status {
-    if !arguments.is_empty() {
-        return usage("sync");
-    }
-    told("sync", "/", VFS.sync())
-}
-
-fn mount_command(arguments: &[&str]) -> Status {
-    let (access, disk, path) = match arguments {
-        [] => {
-            for mount in VFS.mounts() {
-                println!(
-                    "{} on {}",
-                    mount.source.escape_ascii(),
-                    mount.path.escape_ascii()
-                );
-            }
-            return SUCCESS;
-        }
-        ["-r", disk, path] => (Access::ReadOnly, disk, path),
-        [disk, path] => (Access::ReadWrite, disk, path),
-        _ => return usage("mount"),
-    };
-    match mount(disk, path, access) {
-        Ok(()) => SUCCESS,
-        Err(error) => {
-            println!("mount: {disk}: {error}");
-            FAILURE
-        }
-    }
-}
-
-fn umount(arguments: &[&str]) -> Status {
-    let [path] = arguments else {
-        return usage("umount");
-    };
-    told("umount", path, VFS.unmount(path.as_bytes()))
-}
-
-fn fsck_info(arguments: &[&str]) -> Status {
-    let has_ext4 = |disk: &Disk| SuperblockInfo::read(&*disk.device).is_ok();
-    let found = match arguments {
-        [] => disk::list().into_iter().find(has_ext4).ok_or_else(|| {
-            println!("fsck-info: no disk has an ext4 file system");
-        }),
-        [what] => disk::find(what).map_err(|error| println!("fsck-info: {what}: {error}")),
-        _ => return usage("fsck-info"),
-    };
-    let Ok(disk) = found else { return FAILURE };
-    let read = SuperblockInfo::read(&*disk.device).map(|info| {
-        println!("disk               {}", disk.name);
-        print!("{info}");
-    });
-    told("fsck-info", &disk.name, read)
 }

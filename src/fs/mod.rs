@@ -10,6 +10,7 @@
 //! | [`cached`] | a file system behind the page cache |
 //! | [`ext4`] | the root file system |
 //! | [`fat`] | the firmware's partition |
+//! | [`signature`] | what a disk looks like that has none of them |
 //! | [`vfs`] | what is mounted where, and what a path means |
 //!
 //! Everything here runs on a PC too.
@@ -25,6 +26,7 @@ pub mod fat;
 mod file_system;
 pub mod partition;
 pub mod ram_disk;
+pub mod signature;
 #[cfg(not(target_os = "none"))]
 pub mod sim_disk;
 pub mod vfs;

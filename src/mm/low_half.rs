@@ -231,7 +231,7 @@ impl fmt::Display for Explanation {
             let offset = self.0.0 - pages.start.start().0;
             write!(
                 f,
-                "\n    the map from {} to {}, {}, {}, at {offset:#x} in it",
+                "\n    the map from {} to {}, {},\n    {}, at {offset:#x} in it",
                 pages.start.start(),
                 pages.end.start(),
                 object.protection(),
@@ -254,7 +254,9 @@ impl fmt::Display for Explanation {
 static MAPS_COMMAND: Command = Command {
     name: "maps",
     arguments: "",
-    summary: "show the address space, map by map",
+    summary: "show the address space, map by map\n\n\
+        Addresses, protection, s for shared or p for private, and what is present.\n\
+        Example: maps",
     run: show_maps,
 };
 
@@ -272,7 +274,10 @@ fn show_maps(arguments: &[&str]) -> Status {
 static FAULTS_COMMAND: Command = Command {
     name: "faults",
     arguments: "[time|stop]",
-    summary: "count faults by how they ended; `time` starts to time them, `stop` ends that",
+    summary: "count faults by how they ended, and time them\n\n\
+        time  begin to time each fault, from nothing\n\
+        stop  end that\n\
+        Example: faults",
     run: show_faults,
 };
 

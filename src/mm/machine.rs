@@ -8,6 +8,7 @@ use super::low_half;
 use crate::arch::aarch64::board::Board;
 use crate::arch::aarch64::kernel_map::MapError;
 use crate::arch::aarch64::{interrupts_are_masked, kernel_map, layout, page, touch_program_stack};
+use crate::size::{Size, Unit};
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::ops::Range;
@@ -137,8 +138,8 @@ pub fn used_bytes() -> u64 {
     Frame(frames).start().0 + (image.end.0 - image.start.0)
 }
 
-/// What `mem` shows.
-pub struct Summary;
+/// What `mem` shows, in these units.
+pub struct Summary(pub Unit);
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -154,7 +155,7 @@ impl fmt::Display for Summary {
             ("kernel heap and stacks", counts.kernel),
         ];
         for (name, frames) in rows {
-            writeln!(f, "{name:24} {:>10} KiB", Frame(frames).start().0 >> 10)?;
+            writeln!(f, "{name:24} {:>14}", Size(Frame(frames).start().0, self.0))?;
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Stdin {
         console::read_byte()
     }
 
-    /// Appends a line with its end to `line`, showing it as it is typed; how many bytes that were. Zero at the end of input:
+    /// Appends a line with its end to `line`, shown as it is typed at a terminal; how many bytes that were. Zero at the end of input:
     /// Ctrl-D at the start of a line.
     pub fn read_line(self, line: &mut String) -> usize {
         let mut typed: Vec<u8> = Vec::new();
@@ -69,18 +69,22 @@ impl Stdin {
                     // A character may be several bytes; on the screen it is one column.
                     let before = typed.len();
                     while typed.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {}
-                    if typed.len() < before {
+                    if typed.len() < before && console::is_terminal() {
                         print!("\x08 \x08");
                     }
                 }
                 byte if byte >= b' ' || byte == b'\t' => {
                     typed.push(byte);
-                    console::echo(byte);
+                    if console::is_terminal() {
+                        console::write_bytes(&[byte]);
+                    }
                 }
                 _ => {}
             }
         }
-        print!("\n");
+        if console::is_terminal() {
+            print!("\n");
+        }
         let typed = String::from_utf8_lossy(&typed);
         line.push_str(&typed);
         typed.len()

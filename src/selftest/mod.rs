@@ -20,12 +20,11 @@ mod sd;
 mod stopping;
 mod threads;
 
-use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
+use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::report;
 use crate::thread::{self, Exit, Role, Thread};
-use crate::{print, println};
+use crate::{console, print, println};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use linkme::distributed_slice;
 
 /// One test.
@@ -67,7 +66,10 @@ selftest!(fn canary() "canary: a test that fails is reported" {
 static SELFTEST: Command = Command {
     name: "selftest",
     arguments: "[FILTER]",
-    summary: "test this image on this machine, in TAP version 14",
+    summary: "test this image on this machine, in TAP version 14\n\n\
+        Only tests with FILTER in their name, if there is one. What a test makes on\n\
+        the disk it removes.\n\
+        Example: selftest disks",
     run: selftest,
 };
 
@@ -80,16 +82,15 @@ fn selftest(arguments: &[&str]) -> Status {
             return USAGE;
         }
     };
-    let mut tests: Vec<&Test> = TESTS
+    let meant = TESTS
         .iter()
         .filter(|test| test.name.contains(filter))
-        .filter(|test| filter.contains(CANARY) || !test.name.starts_with(CANARY))
-        .collect();
+        .filter(|test| filter.contains(CANARY) || !test.name.starts_with(CANARY));
+    let tests = command::by_name(meant, |test| test.name);
     if tests.is_empty() {
         println!("selftest: no test has \"{filter}\" in its name");
         return USAGE;
     }
-    tests.sort_by_key(|test| test.name);
     println!("TAP version 14\n1..{}", tests.len());
     let summary = if filter.is_empty() {
         board::report()
@@ -98,6 +99,10 @@ fn selftest(arguments: &[&str]) -> Status {
     };
     let mut failed = 0;
     for (i, test) in tests.iter().enumerate() {
+        if console::is_interrupted() {
+            println!("Bail out! interrupted");
+            return INTERRUPTED;
+        }
         let number = i + 1;
         match run(test) {
             Outcome::Passed => println!("ok {number} - {}", test.name),

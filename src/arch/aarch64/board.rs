@@ -445,7 +445,7 @@ impl fmt::Display for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::GicV2 { distributor, cpu } => {
-                write!(f, "GICv2, distributor {distributor}, CPU interface {cpu}")
+                write!(f, "GICv2, distributor {distributor}, CPU {cpu}")
             }
             Self::GicV3 {
                 distributor,

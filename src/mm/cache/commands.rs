@@ -1,7 +1,8 @@
 //! The page cache, and maps of files, for who sits at the console.
 
-use super::{InUse, Residence};
-use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
+use super::{CachedFile, InUse, Residence};
+use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
+use crate::console::{complain, is_interrupted};
 use crate::files::VFS;
 use crate::fs::FsError;
 use crate::fs::vfs::LastLink;
@@ -11,7 +12,9 @@ use crate::mm::object::{Pattern, Sharing, SyncMode};
 use crate::mm::table::Protection;
 use crate::mm::{CACHE, maps};
 use crate::program;
-use crate::shell::usage;
+use crate::progress::Progress;
+use crate::shell::{self, usage};
+use crate::size::{self, Size};
 use crate::thread::{Exit, Role};
 use crate::{print, println};
 use alloc::string::String;
@@ -36,71 +39,84 @@ macro_rules! command {
 command!(
     CACHE_COMMAND,
     "cache",
-    "",
-    "what is cached of which file, and what the cache has done",
+    "[-b]",
+    "what is cached of which file, and what the cache has done\n\n\
+        -b  sizes in bytes\n\
+        Example: cache",
     cache
 );
 command!(
     DROP,
     "drop-caches",
     "",
-    "forget every page that can be read again",
+    "forget every page that can be read again\n\n\
+        What has changed is written first, so nothing is lost; what is read next\n\
+        comes from the disk.\n\
+        Example: drop-caches",
     drop_caches
 );
 command!(
     MAP,
     "map",
     "[-r|-w|-p] PATH [OFFSET [LENGTH]]",
-    "map a file to be read (-r), shared (-w, as if not said) or private (-p)",
+    "map a file, and say at which address\n\n\
+        -r  to be read\n\
+        -w  shared: what is stored is the file's (as if not said)\n\
+        -p  private: what is stored is a copy\n\
+        Nothing is read before it is touched, by `peek` or `poke`.\n\
+        Example: map -p /docs/start.md",
     map
 );
 command!(
     UNMAP,
     "unmap",
     "ADDRESS",
-    "remove the map that begins there",
+    "remove the map that begins there\n\nExample: unmap 0x800000008000",
     unmap
 );
 command!(
     PEEK,
     "peek",
     "ADDRESS [LENGTH]",
-    "show memory that is mapped",
+    "show memory that is mapped, 64 bytes unless said\n\nExample: peek 0x800000008000 32",
     peek
 );
 command!(
     POKE,
     "poke",
     "ADDRESS TEXT...",
-    "store text to memory that is mapped",
+    "store text to memory that is mapped\n\nExample: poke 0x800000008000 Hello",
     poke
 );
 command!(
     FLUSH,
     "flush",
     "ADDRESS [LENGTH]",
-    "make what was stored to a shared map durable",
+    "make what was stored to a shared map durable\n\nExample: flush 0x800000008000",
     flush
 );
 command!(
     RESIDENCY,
     "residency",
     "PATH",
-    "show which part of a file is in memory",
+    "show which part of a file is in memory\n\nExample: residency /big",
     residency
 );
 command!(
     ADVISE,
     "advise",
     "ADDRESS LENGTH normal|random|sequential|willneed|dontneed",
-    "say what a program would say of its map",
+    "say what a program would say of its map\n\n\
+        normal, random, sequential  how it will be touched\n\
+        willneed, dontneed          whether it will be touched soon\n\
+        Example: advise 0x800000200000 64M willneed",
     advise
 );
 command!(
     SUM_MAPPED,
     "mapsum",
     "PATH...",
-    "SHA-256 of files, read through a map",
+    "SHA-256 of files, read through a map\n\nExample: mapsum /big",
     mapsum
 );
 
@@ -109,32 +125,20 @@ fn told(command: &str, what: &str, result: Result<(), impl core::fmt::Display>) 
     match result {
         Ok(()) => SUCCESS,
         Err(error) => {
-            println!("{command}: {what}: {error}");
+            complain(format_args!("{command}: {what}: {error}"));
             FAILURE
         }
     }
-}
-
-/// A number, hexadecimal after `0x`, decimal perhaps with K, M or G behind it.
-fn number(text: &str) -> Option<u64> {
-    if let Some(digits) = text.strip_prefix("0x") {
-        return u64::from_str_radix(digits, 16).ok();
-    }
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'K' | b'k' => (&text[..text.len() - 1], 10),
-        b'M' | b'm' => (&text[..text.len() - 1], 20),
-        b'G' | b'g' => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// All of them, or what is none, told.
 fn numbers<const N: usize>(command: &str, texts: [&str; N]) -> Option<[u64; N]> {
     let mut numbers = [0; N];
     for (number_, text) in numbers.iter_mut().zip(texts) {
-        let Some(found) = number(text) else {
-            println!("{command}: \"{text}\" is no number: 0x1000, 4096 or 4K");
+        let Some(found) = size::parse(text) else {
+            complain(format_args!(
+                "{command}: \"{text}\" is no number: 0x1000, 4096 or 4K"
+            ));
             return None;
         };
         *number_ = found;
@@ -148,30 +152,35 @@ fn file(path: &str) -> Result<InUse, FsError> {
 }
 
 fn cache(arguments: &[&str]) -> Status {
-    if !arguments.is_empty() {
-        return usage("cache");
-    }
-    println!("{:>10} {:>10} {:>10}  FILE", "KiB", "DIRTY KiB", "SIZE KiB");
-    let mut nameless = (0, 0, 0);
+    let unit = match command::options(arguments, "b") {
+        Ok((options, [])) => size::unit(&options),
+        _ => return usage("cache"),
+    };
+    println!("{:>12} {:>12} {:>12}  FILE", "CACHED", "DIRTY", "SIZE");
+    let size = |bytes| Size(bytes, unit);
+    let (mut nameless, mut cached, mut changed) = (0, 0, 0);
     for file in CACHE.files(None) {
         let (pages, dirty) = file.pages();
-        let kib = [pages * PAGE, dirty * PAGE, file.size()].map(|bytes| bytes.div_ceil(1024));
         if file.name().is_empty() {
-            nameless = (nameless.0 + 1, nameless.1 + kib[0], nameless.2 + kib[1]);
-        } else {
-            println!(
-                "{:>10} {:>10} {:>10}  {}",
-                kib[0],
-                kib[1],
-                kib[2],
-                file.name()
-            );
+            nameless += 1;
+            cached += pages * PAGE;
+            changed += dirty * PAGE;
+            continue;
         }
-    }
-    if nameless.0 > 0 {
         println!(
-            "{:>10} {:>10} {:>10}  {} files that were never mapped",
-            nameless.1, nameless.2, "", nameless.0
+            "{:>12} {:>12} {:>12}  {}",
+            size(pages * PAGE),
+            size(dirty * PAGE),
+            size(file.size()),
+            file.name()
+        );
+    }
+    if nameless > 0 {
+        println!(
+            "{:>12} {:>12} {:>12}  {nameless} files that were never mapped",
+            size(cached),
+            size(changed),
+            ""
         );
     }
     print!("\nPAGES\n{}", CACHE.counts());
@@ -233,7 +242,7 @@ fn as_program(name: &str, f: impl FnOnce() + Send + 'static) -> Status {
             Exit::Crashed(_) | Exit::Stopped => FAILURE,
         },
         Err(error) => {
-            println!("{name}: {error}");
+            complain(format_args!("{name}: {error}"));
             FAILURE
         }
     }
@@ -324,14 +333,8 @@ fn flush(arguments: &[&str]) -> Status {
 /// Columns of the strip that `residency` shows.
 const COLUMNS: u64 = 64;
 
-fn residency(arguments: &[&str]) -> Status {
-    let [path] = arguments else {
-        return usage("residency");
-    };
-    let file = match file(path) {
-        Ok(file) => file,
-        Err(error) => return told("residency", path, Err(error)),
-    };
+/// A character for each run of as many pages as returned: what of them is in memory.
+pub(crate) fn strip(file: &CachedFile) -> (String, u64) {
     let pages = file.size().div_ceil(PAGE);
     let each = pages.div_ceil(COLUMNS).max(1);
     let mut strip = String::new();
@@ -352,6 +355,19 @@ fn residency(arguments: &[&str]) -> Status {
             _ => '+',
         });
     }
+    (strip, each)
+}
+
+fn residency(arguments: &[&str]) -> Status {
+    let [path] = arguments else {
+        return usage("residency");
+    };
+    let file = match file(path) {
+        Ok(file) => file,
+        Err(error) => return told("residency", path, Err(error)),
+    };
+    let pages = file.size().div_ceil(PAGE);
+    let (strip, each) = strip(&file);
     let (resident, dirty) = file.pages();
     println!("[{strip}]");
     println!(
@@ -389,9 +405,10 @@ fn mapsum(arguments: &[&str]) -> Status {
     }
     let mut status = SUCCESS;
     for path in arguments {
-        let one = sum_one(path);
-        if one != SUCCESS {
-            status = one;
+        match sum_one(path) {
+            SUCCESS => {}
+            INTERRUPTED => return INTERRUPTED,
+            failure => status = failure,
         }
     }
     status
@@ -424,10 +441,19 @@ fn sum_one(path: &str) -> Status {
         // SAFETY: mapped above, for as long as this runs; nobody is to store to the file meanwhile.
         let bytes = unsafe { core::slice::from_raw_parts(base.0 as *const u8, size as usize) };
         let mut hash = Sha256::new();
-        hash.update(bytes);
+        let mut progress = Progress::new(&name, size);
+        for part in bytes.chunks(1 << 20) {
+            hash.update(part);
+            progress.add(part.len() as u64);
+            if is_interrupted() {
+                return;
+            }
+        }
+        drop(progress);
         print_sum(hash, &name);
     });
     match maps().unmap(base) {
+        Ok(()) if is_interrupted() => shell::interrupted("mapsum"),
         Ok(()) => status,
         Err(error) => told("mapsum", path, Err(error)),
     }

@@ -31,6 +31,8 @@ mod bench;
 pub mod chunk;
 #[cfg(target_os = "none")]
 mod commands;
+#[cfg(target_os = "none")]
+pub(crate) use commands::strip;
 mod file;
 mod read_ahead;
 mod reclaim;

@@ -97,7 +97,10 @@ impl Cells {
 /// The first of the strings in a value; the last one may lack its zero.
 fn text(value: &[u8]) -> &str {
     let first = value.split(|byte| *byte == 0).next().unwrap_or_default();
-    core::str::from_utf8(first).unwrap_or_default()
+    // Where firmware's bytes are no text, what comes before them is.
+    core::str::from_utf8(first).unwrap_or_else(|error| {
+        core::str::from_utf8(&first[..error.valid_up_to()]).unwrap_or_default()
+    })
 }
 
 fn is_okay(status: &[u8]) -> bool {
@@ -279,5 +282,17 @@ impl<'t> Bus<'_, 't> {
                 };
                 Some((word(range, 0)? >> 24 & 0b11, window))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::text;
+
+    #[test]
+    fn of_bytes_that_are_no_text_the_beginning_is_kept() {
+        assert_eq!(text(b"log=debug \xff ls\0rest"), "log=debug ");
+        assert_eq!(text(b"\xc3"), "");
+        assert_eq!(text("größe\0".as_bytes()), "größe");
     }
 }
