@@ -116,7 +116,7 @@ fn told(command: &str, what: &str, result: Result<(), impl core::fmt::Display>) 
 }
 
 /// A number, hexadecimal after `0x`, decimal perhaps with K, M or G behind it.
-fn number(text: &str) -> Option<u64> {
+pub(in crate::mm) fn number(text: &str) -> Option<u64> {
     if let Some(digits) = text.strip_prefix("0x") {
         return u64::from_str_radix(digits, 16).ok();
     }
