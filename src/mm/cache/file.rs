@@ -1432,11 +1432,9 @@ impl MappableFile for FileHandle {
             let placed = |pages: u64| if at == 0 { pages >> shift } else { pages << at };
             pinned.blocks |= placed(found);
             pinned.groups |= placed(groups);
-            used += (chunk.ahead & found).count_ones();
-            chunk.ahead &= !found;
-            // Whether they are used nobody will know: what was warm stays so.
-            let warm = found & (chunk.heat[0] | chunk.heat[1]);
-            chunk.heat = chunk.heat.map(|heat| heat | warm);
+            // Whether they are used nobody will know. But what is entered again, after its translations had been taken
+            // away, lies where somebody is at work, and a scan comes by once.
+            used += chunk.touch(found);
         }
         state.used += u64::from(used);
         pinned
