@@ -1,6 +1,7 @@
 //! The page cache, and maps of files, for who sits at the console.
 
-use super::{InUse, Residence};
+use super::InUse;
+use super::watch::{LEGEND, Strip};
 use crate::command::{COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
 use crate::files::VFS;
 use crate::fs::FsError;
@@ -332,32 +333,10 @@ fn residency(arguments: &[&str]) -> Status {
         Ok(file) => file,
         Err(error) => return told("residency", path, Err(error)),
     };
+    let strip = Strip::new(&file, COLUMNS);
+    println!("[{}]\n{LEGEND}; {} pages each", strip.text, strip.each);
     let pages = file.size().div_ceil(PAGE);
-    let each = pages.div_ceil(COLUMNS).max(1);
-    let mut strip = String::new();
-    for column in 0..pages.div_ceil(each) {
-        let run = column * each..pages.min((column + 1) * each);
-        let whole = run.end - run.start;
-        let of = |wanted: &[Residence]| {
-            let found = file.residence(run.clone());
-            found.iter().filter(|page| wanted.contains(page)).count() as u64
-        };
-        let dirty = of(&[Residence::Dirty, Residence::Writing]);
-        let all = dirty + of(&[Residence::Clean, Residence::Busy]);
-        strip.push(match (dirty, all) {
-            (1.., _) => '*',
-            (0, 0) if of(&[Residence::Hole]) > 0 => 'o',
-            (0, 0) => '.',
-            (0, all) if all == whole => '#',
-            _ => '+',
-        });
-    }
-    let (resident, dirty) = file.pages();
-    println!("[{strip}]");
-    println!(
-        "# in memory  + in part  * with dirty pages  o hole  . not in memory; {each} pages each"
-    );
-    println!("{resident} of {pages} pages, {dirty} dirty");
+    println!("{} of {pages} pages, {} dirty", strip.resident, strip.dirty);
     SUCCESS
 }
 

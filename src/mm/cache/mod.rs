@@ -35,6 +35,7 @@ mod file;
 mod read_ahead;
 mod reclaim;
 mod transfer;
+pub mod watch;
 mod write_back;
 
 pub use file::{CachedFile, FileHandle, Hold, InUse, Present, Residence};
