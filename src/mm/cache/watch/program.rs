@@ -131,11 +131,8 @@ fn live(us: Option<u64>, work: Option<&Work>) {
             break;
         }
     }
-    print!(
-        "\x1b[r\x1b[?25h\x1b[{};1H",
-        if work.is_some() { 24 } else { LINES + 3 }
-    );
-    println!();
+    // Setting the margins moves the cursor.
+    print!("\x1b7\x1b[r\x1b8\x1b[?25h");
 }
 
 fn draw(before: &Moment, now: &Moment, began: u64, has_work: bool) {
