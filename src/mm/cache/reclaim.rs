@@ -3,7 +3,7 @@
 //! | The hand finds a page | and |
 //! | --- | --- |
 //! | mapped | removes its translations: if somebody needs it, a fault will say so |
-//! | warm: it was asked for again after that | lets it cool down; it is spared for three rounds |
+//! | warm: it was asked for again after that, or entered beside one that was | lets it cool down; it is spared for three rounds |
 //! | cold, clean, not mapped | evicts it |
 //! | dirty | leaves it to write-back |
 //!
