@@ -32,6 +32,8 @@ pub mod chunk;
 #[cfg(target_os = "none")]
 pub(super) mod commands;
 mod file;
+#[cfg(all(target_os = "none", feature = "growth"))]
+mod growth;
 mod read_ahead;
 mod reclaim;
 mod transfer;
