@@ -3,6 +3,7 @@
 #
 #   scripts/build.sh            target/kernel8.img, optimised
 #   scripts/build.sh --debug    target/kernel8-debug.img, from the dev profile
+#   scripts/build.sh --growth   target/kernel8-growth.img, with what bench/growth.sh runs
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
@@ -15,6 +16,10 @@ case "${1-}" in
         profile=()
         folder=debug
         image=target/kernel8-debug.img
+        ;;
+    --growth)
+        profile=(--release --features growth)
+        image=target/kernel8-growth.img
         ;;
     *) usage_error "unknown argument $1" ;;
 esac

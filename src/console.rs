@@ -8,7 +8,7 @@
 //! taken only by threads that may wait; a handler, a lock holder or a crash report just writes.
 
 use crate::driver::pl011::{Loopback, Pl011};
-use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
+use crate::sync::{Mutex, MutexGuard, SpinLock, SpinLockGuard, WaitQueue};
 use crate::thread::{self, Call, Thread};
 use crate::{interrupt, selftest};
 use core::fmt::{self, Write};
@@ -373,6 +373,20 @@ fn read_byte_unless(ends: impl Fn() -> bool) -> Option<u8> {
         }
         input = RECEIVED.wait(input);
     }
+    Some(take(input))
+}
+
+/// The next byte typed; `None` where none comes within about `us` microseconds.
+pub fn read_byte_within(us: u64) -> Option<u8> {
+    let mut input = INPUT.lock();
+    if input.len == 0 {
+        (input, _) = RECEIVED.wait_timeout(input, us);
+    }
+    (input.len > 0).then(|| take(input))
+}
+
+/// The next byte of those that have come.
+fn take(mut input: SpinLockGuard<'_, Input>) -> u8 {
     let byte = input.bytes[input.first];
     input.first = (input.first + 1) % INPUT_SIZE;
     input.len -= 1;
@@ -382,7 +396,7 @@ fn read_byte_unless(ends: impl Fn() -> bool) -> Option<u8> {
         drop(input);
         listen();
     }
-    Some(byte)
+    byte
 }
 
 /// Bytes typed while a command ran that there was no room for, since this was asked last.

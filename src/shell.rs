@@ -42,7 +42,7 @@ pub(crate) fn run_line(line: &str) -> Status {
     })
 }
 
-fn run_words(words: &[String]) -> Status {
+pub(crate) fn run_words(words: &[String]) -> Status {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let Some((name, arguments)) = words.split_first() else {
         return SUCCESS;

@@ -34,7 +34,7 @@
 mod common;
 
 use common::machine::{Machine, PAGE};
-use common::{campaign, e2fsck, mount};
+use common::{campaign, e2fsck, mkfs, mount};
 use pinfold::fs::block::BlockError;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
@@ -1233,4 +1233,32 @@ fn threads_that_store_sync_evict_and_cut_lose_nothing() {
     for seed in 1..=campaign("PINFOLD_SEEDS", 2) {
         threads(seed, campaign("PINFOLD_CAMPAIGN", 2));
     }
+}
+
+#[test]
+fn pages_that_are_used_again_outlive_a_scan_also_beside_the_ones_touched() {
+    const USED: u64 = 192;
+    let machine = Machine::on(mkfs(16 << 10, OPTIONS, None), 1, 2 << 20);
+    let [used, scanned] = [("used", USED), ("scanned", 700)].map(|(name, pages)| {
+        let file = machine.cold(name, &vec![1; (pages * PAGE) as usize]);
+        (file, machine.map(file, 0, pages), pages)
+    });
+    let go_through = |(_, base, _): (FileId, VirtAddr, u64), pages: std::ops::Range<u64>| {
+        pages.for_each(|page| assert_eq!(machine.load(at(base, page, 0)), Ok(1)));
+    };
+    // A fault enters most of them beside the one that was touched.
+    let mut evicted = 0;
+    for round in 0..20 {
+        go_through(used, 0..USED);
+        let from = round * 140 % 700;
+        go_through(scanned, from..from + 140);
+        let residence = machine.cached(used.0).residence(0..USED);
+        let absent = residence.iter().filter(|page| **page == Residence::Absent);
+        if round > 5 {
+            evicted += absent.count();
+        }
+    }
+    assert_eq!(evicted, 0, "evicted, though in use");
+    assert!(machine.cache.counts().evicted > 500);
+    machine.finish(used.0);
 }

@@ -213,6 +213,39 @@ churned_file_is_right() {
     ./qemu.sh --timeout 200 --memory 64M --disk "$MAPS/churn.img" "run churn -c /file 60000 8"
 }
 
+# A run is recorded, printed between other lines, and drawn; and the same from a file on the disk.
+recorded_run_is_drawn() {
+    local draw=(cargo run --quiet --locked --package pinfold-tools -- trace)
+    cp "$MAPS/disk.img" "$MAPS/work.img" || return
+    ./qemu.sh --timeout 60 --memory 64M --disk "$MAPS/work.img" "trace on; mapsum /numbers; run churn /numbers 500; \
+        trace dump; trace dump /dump; trace clear; trace" </dev/null >"$MAPS/dump.txt" || return
+    grep -q "nothing is recorded" "$MAPS/dump.txt" || return
+    "${draw[@]}" "$MAPS/dump.txt" "$MAPS/dump.svg" || return
+    for part in /numbers 'class="ahead"' 'class="miss"' 'class="flush"' 'class="store"' 'class="clean part3"'; do
+        grep -q "$part" "$MAPS/dump.svg" || { echo "no $part in the picture"; return 1; }
+    done
+    debugfs -R "dump /dump $MAPS/dump2.txt" "$MAPS/work.img" && "${draw[@]}" "$MAPS/dump2.txt" "$MAPS/dump2.svg" || return
+    cmp "$MAPS/dump.svg" "$MAPS/dump2.svg" || return
+    # Cut off in the middle, it is refused in words.
+    head -c "$(($(wc -c <"$MAPS/dump2.txt") / 2))" "$MAPS/dump2.txt" >"$MAPS/cut.txt"
+    ! "${draw[@]}" "$MAPS/cut.txt" "$MAPS/cut.svg" 2>"$MAPS/cut.err" && grep -q "it is cut off\|is no event" "$MAPS/cut.err"
+}
+
+# The live page: without control characters when it is printed once, and never wider than a terminal.
+live_page_fits() {
+    local status=0
+    ./qemu.sh --timeout 60 --memory 64M --disk "$MAPS/disk.img" "run watch -1 -- mapsum /numbers" </dev/null |
+        tr -d '\r' >"$MAPS/once.txt" || return
+    cat "$MAPS/once.txt"
+    grep -q "^/numbers .*####" "$MAPS/once.txt" && ! grep -q $'\x1b' "$MAPS/once.txt" || return
+    ./qemu.sh --timeout 60 --memory 64M --disk "$MAPS/disk.img" "run watch 60 -- 'mapsum /numbers; no-such-command'" \
+        </dev/null | tr -d '\r' >"$MAPS/live.txt" || status=$?
+    # What the command prints is there, its status is the program's, and the terminal is as it was.
+    [ "$status" = 2 ] && grep -q "  /numbers" "$MAPS/live.txt" && grep -q $'\x1b\[r.*\x1b\[?25h' "$MAPS/live.txt" || return
+    sed $'s/\x1b[78]//g; s/\x1b\\[[0-9;?]*[A-Za-z]//g' "$MAPS/once.txt" "$MAPS/live.txt" >"$MAPS/page.txt"
+    ! grep -nE '^.{81,}' <(grep -v '^Pinfold 0' "$MAPS/page.txt")
+}
+
 check "the image is built" scripts/build.sh
 check "disks are made" make_map_disks
 check "stores to a shared map reach the disk" stores_reach_the_disk "$MAPS/disk.img"
@@ -231,3 +264,5 @@ check "a read error under a map is told" read_errors_are_told
 check "a write error is told by flush, once" write_errors_are_told
 check "a disk that stops answering is told" silent_disk_is_told
 check "a read-only disk is told" read_only_disk_is_told
+check "a run is recorded and drawn" recorded_run_is_drawn
+check "the live page fits" live_page_fits

@@ -8,4 +8,5 @@ check "rustfmt, template" cargo fmt --check --manifest-path examples/template/Ca
 check "clippy, PC" cargo clippy --locked --all-targets -- -D warnings
 check "clippy, tools" cargo clippy --locked --package pinfold-tools --all-targets -- -D warnings
 check "clippy, image's library" for_target clippy --locked --lib -- -D warnings
+check "clippy, what measures growth" for_target clippy --locked --lib --features growth -- -D warnings
 check "clippy, image" for_target clippy --locked --bin pinfold -- -D warnings

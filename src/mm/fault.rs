@@ -114,6 +114,15 @@ impl FaultCounts {
         self.0[outcome as usize]
     }
 
+    /// How the only fault ended that was counted since `before`, if there was one only.
+    pub fn the_one_since(&self, before: &Self) -> Option<Outcome> {
+        let mut new = OUTCOMES
+            .iter()
+            .filter(|(outcome, _)| self.of(*outcome) != before.of(*outcome));
+        let (outcome, _) = new.next()?;
+        (self.total() == before.total() + 1).then_some(*outcome)
+    }
+
     /// How many there were.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
@@ -181,6 +190,18 @@ mod tests {
             assert!(row.ends_with(" 1"), "{row}");
         }
         assert_eq!(FaultCounts::NONE.of(Outcome::Zero), 0);
+    }
+
+    #[test]
+    fn one_fault_is_told_from_several() {
+        let mut counts = FaultCounts::NONE;
+        counts.count(Outcome::Zero);
+        let before = counts;
+        assert_eq!(counts.the_one_since(&before), None);
+        counts.count(Outcome::Copied);
+        assert_eq!(counts.the_one_since(&before), Some(Outcome::Copied));
+        counts.count(Outcome::Copied);
+        assert_eq!(counts.the_one_since(&before), None);
     }
 
     #[test]

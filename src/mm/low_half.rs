@@ -6,6 +6,7 @@ use super::fault::{Access, Fault, FaultError, FaultKind, Histogram};
 use super::frame::OutOfFrames;
 use super::machine::{CACHE, FRAMES};
 use super::manager::{MapError, MemoryMapManager};
+use super::trace::{self, Kind};
 use super::trap::Rest;
 use crate::arch::aarch64::esr::{AbortKind, Attempt};
 use crate::arch::aarch64::mmu::HardwareMmu;
@@ -18,7 +19,7 @@ use crate::console::Writer;
 use crate::println;
 use crate::sync::SpinLock;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use linkme::distributed_slice;
 use spin::Once;
 
@@ -30,7 +31,11 @@ static MAPS: Once<KernelMaps> = Once::new();
 /// Why the last fault that was not resolved was not, for its report.
 static LAST_FAILURE: SpinLock<Option<(VirtAddr, FaultError)>> = SpinLock::new(None);
 
-static IS_TIMING: AtomicBool = AtomicBool::new(false);
+/// Who watches faults: [`TIMING`], [`TRACING`]. While nobody does, it is one branch for both.
+static WATCHED: AtomicU8 = AtomicU8::new(0);
+const TIMING: u8 = 1;
+/// Faults are [events](super::trace).
+pub(super) const TRACING: u8 = 2;
 static TIMES: SpinLock<Histogram> = SpinLock::new(Histogram::EMPTY);
 
 /// Gives the low half to the maps.
@@ -64,7 +69,7 @@ pub fn can_resolve_in_critical_section() -> bool {
     MAPS.get().is_some_and(|maps| !maps.is_locked()) && !FRAMES.is_locked()
 }
 
-/// The maps, for [`resolve_data_fault`]; nothing before there are any, and while faults are timed.
+/// The maps, for [`resolve_data_fault`]; nothing before there are any, and while faults are watched.
 static QUICK: AtomicPtr<KernelMaps> = AtomicPtr::new(core::ptr::null_mut());
 
 fn be_quick(is_quick: bool) {
@@ -151,10 +156,9 @@ pub fn resolve(attempt: Attempt, kind: AbortKind, far: u64, are_masked: bool) ->
     if !are_masked {
         unmask_interrupts();
     }
-    let outcome = if IS_TIMING.load(Ordering::Relaxed) {
-        timed(|| maps.handle_fault(fault))
-    } else {
-        maps.handle_fault(fault)
+    let outcome = match WATCHED.load(Ordering::Relaxed) {
+        0 => maps.handle_fault(fault),
+        watched => handle_watched(maps, fault, watched),
     };
     mask_interrupts();
     match outcome {
@@ -205,12 +209,37 @@ fn moment() -> u64 {
 }
 
 #[cold]
-fn timed<R>(f: impl FnOnce() -> R) -> R {
+fn handle_watched(maps: &KernelMaps, fault: Fault, watched: u8) -> Result<(), FaultError> {
+    // Before: whoever waits may find another map there.
+    let place = maps.place(fault.address);
+    let before = maps.fault_counts();
     let start = moment();
-    let result = f();
+    let outcome = maps.handle_fault(fault);
     let duration = moment().wrapping_sub(start);
-    TIMES.lock().add(duration);
-    result
+    if watched & TIMING != 0 {
+        TIMES.lock().add(duration);
+    }
+    if watched & TRACING != 0 {
+        // That it returns what became of it would cost every fault some instructions.
+        let kind = match (outcome, maps.fault_counts().the_one_since(&before)) {
+            (Err(_), _) => Kind::Failed,
+            (Ok(()), Some(outcome)) => Kind::of_fault(outcome),
+            // Others had faults while this one waited: what such an access comes to.
+            (Ok(()), None) => place.likely(fault.access),
+        };
+        trace::record(kind, place.file, place.page..place.page + 1);
+    }
+    outcome
+}
+
+/// Lets faults be watched by `who`, or not any more.
+pub(super) fn watch(who: u8, is_on: bool) {
+    if is_on {
+        WATCHED.fetch_or(who, Ordering::Relaxed);
+    } else {
+        WATCHED.fetch_and(!who, Ordering::Relaxed);
+    }
+    be_quick(WATCHED.load(Ordering::Relaxed) == 0);
 }
 
 /// What the maps know about an address that a program crashed at.
@@ -286,13 +315,11 @@ fn show_faults(arguments: &[&str]) -> Status {
         [] => {}
         ["time"] => {
             *TIMES.lock() = Histogram::EMPTY;
-            IS_TIMING.store(true, Ordering::Relaxed);
-            be_quick(false);
+            watch(TIMING, true);
             return SUCCESS;
         }
         ["stop"] => {
-            IS_TIMING.store(false, Ordering::Relaxed);
-            be_quick(true);
+            watch(TIMING, false);
             return SUCCESS;
         }
         _ => {

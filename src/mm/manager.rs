@@ -25,6 +25,7 @@ use super::object::{
     MemoryMappedFile, MemoryMappedObject, Pattern, Sharing, SyncMode, Which,
 };
 use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Run, Stores};
+use super::trace::{NO_FILE, Place};
 use crate::sync::{SpinLock, SpinLockGuard, WaitQueue};
 use alloc::sync::Arc;
 use core::cmp::Ordering;
@@ -743,6 +744,25 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     /// The map that `address` is in, unless the maps are locked.
     pub fn try_find(&self, address: VirtAddr) -> Option<MemoryMappedObject> {
         self.state.try_lock()?.maps.find(address.page().0).cloned()
+    }
+
+    /// What `address` shows.
+    pub fn place(&self, address: VirtAddr) -> Place {
+        let page = address.page().0;
+        let state = self.state.lock();
+        let object = state.maps.find(page);
+        match object.and_then(|object| Some((object.file()?, object.block(page)))) {
+            Some((file, block)) => Place {
+                file: file.file.number(),
+                page: block,
+                sharing: Some(file.sharing),
+            },
+            None => Place {
+                file: NO_FILE,
+                page,
+                sharing: None,
+            },
+        }
     }
 
     /// How many maps there are.

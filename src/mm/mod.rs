@@ -10,6 +10,7 @@ pub mod manager;
 mod maps;
 pub mod object;
 pub mod table;
+pub mod trace;
 mod trap;
 
 #[cfg(target_os = "none")]

@@ -106,6 +106,10 @@ pub struct Pinned {
 pub trait MappableFile: Send + Sync {
     /// What a person calls it.
     fn name(&self) -> &str;
+    /// What events call it; zero where they do not.
+    fn number(&self) -> u32 {
+        0
+    }
     /// Looks the block up, and pins it where it is resident. Does not wait.
     fn pin_block(&self, block: u64) -> Lookup;
     /// Pins those of the [`BATCH`] blocks from `first` on that `wanted` has a bit for and that are resident, but no

@@ -11,7 +11,8 @@ use crate::file::{File, OpenOptions};
 use crate::files::VFS;
 use crate::fs::FsError;
 use crate::fs::vfs::LastLink;
-use crate::mm::cache::{CachedFile, strip};
+use crate::mm::cache::CachedFile;
+use crate::mm::cache::watch::Strip;
 use crate::mm::{CACHE, free_frames, maps};
 use crate::mmap::{Advice, Mmap, MmapError, MmapMut, MmapOptions};
 use crate::progress::Progress;
@@ -202,8 +203,13 @@ fn wait_for_enter() -> bool {
     goes_on
 }
 
+/// What is in memory of the file, in less than a row.
+fn strip(file: &CachedFile) -> Strip {
+    Strip::new(file, 64)
+}
+
 fn show_strip(file: &CachedFile) {
-    println!("[{}]", strip(file).0);
+    println!("[{}]", strip(file).text);
 }
 
 fn forget_all() -> Result<(), FsError> {
@@ -238,7 +244,7 @@ fn fill(path: &str) -> Result<(), Failure> {
     );
     println!(
         "A character stands for {}: . not in memory, # in memory, + in part.",
-        human(strip(&cached).1 * PAGE as u64)
+        human(strip(&cached).each * PAGE as u64)
     );
     show_strip(&cached);
     map.advise(Advice::Random)?;
@@ -257,7 +263,7 @@ fn fill(path: &str) -> Result<(), Failure> {
     for (i, piece) in pieces.enumerate() {
         core::hint::black_box(touch(piece));
         if is_terminal() && i % 4 == 0 {
-            print!("\r[{}]", strip(&cached).0);
+            print!("\r[{}]", strip(&cached).text);
         }
         if is_interrupted() {
             break;

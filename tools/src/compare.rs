@@ -264,7 +264,7 @@ impl Line<'_> {
 }
 
 /// A whole number in groups of three digits.
-fn grouped(value: f64) -> String {
+pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let first = digits.len() % 3;
     let mut out = String::new();

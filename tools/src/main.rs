@@ -5,7 +5,10 @@ mod compare;
 mod elf;
 mod grammar;
 mod image;
+mod plot;
+mod svg;
 mod symbols;
+mod trace;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,11 +17,16 @@ const USAGE: &str = "\
 usage: pinfold-tools image ELF OUT
        pinfold-tools bmap IMAGE OUT
        pinfold-tools compare LOGS TO ABOUT
+       pinfold-tools trace DUMP OUT
+       pinfold-tools plot FIGURES OUT
 
   image ELF OUT   makes the bootable image OUT from the linked program ELF, with the table of function names in it
   bmap IMAGE OUT  writes which blocks of the disk IMAGE hold anything, as bmaptool wants it
   compare LOGS TO ABOUT
                   writes TO/comparison.md and TO/comparison.svg from the logs in the folder LOGS; ABOUT says when and on what
+  trace DUMP OUT  draws what `trace dump` printed as the SVG picture OUT
+  plot FIGURES OUT
+                  draws how figures grow as the SVG picture OUT, and prints their table in Markdown
 ";
 
 fn main() -> ExitCode {
@@ -30,6 +38,8 @@ fn main() -> ExitCode {
         ["compare", logs, to, about] => {
             tell(compare::compare(Path::new(logs), Path::new(to), about))
         }
+        ["trace", dump, out] => tell(trace::trace(Path::new(dump), Path::new(out))),
+        ["plot", figures, out] => tell(plot::plot(Path::new(figures), Path::new(out))),
         ["--help" | "-h"] => {
             print!("{USAGE}");
             ExitCode::SUCCESS

@@ -1,6 +1,7 @@
 //! The page cache, and maps of files, for who sits at the console.
 
-use super::{CachedFile, InUse, Residence};
+use super::InUse;
+use super::watch::{LEGEND, Strip};
 use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::console::{complain, is_interrupted};
 use crate::files::VFS;
@@ -333,31 +334,6 @@ fn flush(arguments: &[&str]) -> Status {
 /// Columns of the strip that `residency` shows.
 const COLUMNS: u64 = 64;
 
-/// A character for each run of as many pages as returned: what of them is in memory.
-pub(crate) fn strip(file: &CachedFile) -> (String, u64) {
-    let pages = file.size().div_ceil(PAGE);
-    let each = pages.div_ceil(COLUMNS).max(1);
-    let mut strip = String::new();
-    for column in 0..pages.div_ceil(each) {
-        let run = column * each..pages.min((column + 1) * each);
-        let whole = run.end - run.start;
-        let of = |wanted: &[Residence]| {
-            let found = file.residence(run.clone());
-            found.iter().filter(|page| wanted.contains(page)).count() as u64
-        };
-        let dirty = of(&[Residence::Dirty, Residence::Writing]);
-        let all = dirty + of(&[Residence::Clean, Residence::Busy]);
-        strip.push(match (dirty, all) {
-            (1.., _) => '*',
-            (0, 0) if of(&[Residence::Hole]) > 0 => 'o',
-            (0, 0) => '.',
-            (0, all) if all == whole => '#',
-            _ => '+',
-        });
-    }
-    (strip, each)
-}
-
 fn residency(arguments: &[&str]) -> Status {
     let [path] = arguments else {
         return usage("residency");
@@ -366,14 +342,10 @@ fn residency(arguments: &[&str]) -> Status {
         Ok(file) => file,
         Err(error) => return told("residency", path, Err(error)),
     };
+    let strip = Strip::new(&file, COLUMNS);
+    println!("[{}]\n{LEGEND}; {} pages each", strip.text, strip.each);
     let pages = file.size().div_ceil(PAGE);
-    let (strip, each) = strip(&file);
-    let (resident, dirty) = file.pages();
-    println!("[{strip}]");
-    println!(
-        "# in memory  + in part  * with dirty pages  o hole  . not in memory; {each} pages each"
-    );
-    println!("{resident} of {pages} pages, {dirty} dirty");
+    println!("{} of {pages} pages, {} dirty", strip.resident, strip.dirty);
     SUCCESS
 }
 

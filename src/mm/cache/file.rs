@@ -12,9 +12,11 @@ use crate::mm::frame::{Owner, Urgency};
 use crate::mm::object::{
     BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Pinned, SyncMode, Which,
 };
+use crate::mm::trace::{self, Kind};
 use crate::sync::{Mutex, SpinLock, SpinLockGuard, WaitQueue};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -44,6 +46,7 @@ pub struct CachedFile {
     fs: Arc<dyn FileSystem>,
     device: Arc<dyn BlockDevice>,
     id: FileId,
+    number: u32,
     name: Once<String>,
     block_size: u64,
     is_read_only: bool,
@@ -280,6 +283,19 @@ pub enum Residence {
     Writing,
 }
 
+/// What is in memory of 64 pages, a bit for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Present {
+    /// The first one's number.
+    pub first: u64,
+    /// In memory.
+    pub resident: u64,
+    /// Newer than on the device.
+    pub dirty: u64,
+    /// Zeros, in no frame.
+    pub hole: u64,
+}
+
 impl CachedFile {
     pub(super) fn new(
         cache: &'static PageCache,
@@ -303,6 +319,7 @@ impl CachedFile {
             block_size: u64::from(fs.statistics()?.block_size),
             is_read_only: fs.read_only().is_some(),
             id,
+            number: cache.new_number(),
             name: named,
             state: SpinLock::new(State {
                 size: attributes.size,
@@ -337,6 +354,11 @@ impl CachedFile {
     /// The file in its file system.
     pub fn id(&self) -> FileId {
         self.id
+    }
+
+    /// What events call it: a number of its own.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
     /// The file system.
@@ -474,6 +496,9 @@ impl CachedFile {
         let (hits, used) = self.finds();
         add(&self.cache.counts.hits, hits);
         add(&self.cache.counts.used, used);
+        if trace::is_on() {
+            trace::file_ended(self.trace_name());
+        }
         self.drop_from(0);
         self.fs.close(self.id)
     }
@@ -599,6 +624,7 @@ impl CachedFile {
             match self.begin_read(&rest, window, wanted) {
                 Ok(Some(run)) => {
                     rest.start = run.blocks().end;
+                    self.trace_read(&run, wanted);
                     self.read_run(&run);
                 }
                 Ok(None) => break,
@@ -613,6 +639,17 @@ impl CachedFile {
             }
         }
         Ok(())
+    }
+
+    /// A run is about to be read, of which somebody waits for `wanted`.
+    fn trace_read(&self, run: &Run, wanted: Option<u64>) {
+        let Range { mut start, end } = run.blocks();
+        if let Some(wanted) = wanted.filter(|wanted| run.blocks().contains(wanted)) {
+            trace::record(Kind::Ahead, self.number, start..wanted);
+            trace::record(Kind::Miss, self.number, wanted..wanted + 1);
+            start = wanted + 1;
+        }
+        trace::record(Kind::Ahead, self.number, start..end);
     }
 
     /// Brings a block into memory.
@@ -710,6 +747,12 @@ impl CachedFile {
             chunk.publish(pages);
         }
         drop(state);
+        let kind = if result.is_ok() {
+            Kind::Filled
+        } else {
+            Kind::NotRead
+        };
+        trace::record(kind, self.number, blocks);
         self.changed.wake_all();
     }
 
@@ -856,6 +899,7 @@ impl CachedFile {
                         .chunk(block)
                         .is_some_and(|chunk| chunk.edge & bit != 0);
                     drop(state);
+                    trace::record(Kind::Read, self.number, block..block + 1);
                     if is_edge {
                         self.read_ahead(block);
                     }
@@ -1016,6 +1060,7 @@ impl CachedFile {
                             chunk.begin(page, frame);
                             chunk.publish(1 << page);
                             chunk.evicted &= !bit;
+                            trace::record(Kind::Filled, self.number, block..block + 1);
                         }
                         Err(error) => {
                             fresh = Some(frame);
@@ -1050,6 +1095,7 @@ impl CachedFile {
                     .note_dirty(u64::from((chunk.dirty | chunk.writing) & bit == 0));
                 chunk.dirty |= bit;
             }
+            trace::record(Kind::Write, self.number, block..block + 1);
             break Ok(());
         };
         if let Some(frame) = fresh {
@@ -1117,11 +1163,13 @@ impl CachedFile {
             };
             let mut state = self.wait_while(state, is_moving);
             let mut promise = Reservation::NONE;
+            let mut dropped = 0;
             let mut is_pinned = false;
             if let Some(chunk) = state.chunks.find(number) {
                 promise = chunk.redeem(pages);
                 let free = chunk.unpinned(chunk.resident & pages);
                 is_pinned = free != chunk.resident & pages;
+                dropped = free;
                 self.cache
                     .note_clean((chunk.dirty & free).count_ones().into());
                 frames.extend(bits(free).map(|i| chunk.take(i)));
@@ -1133,6 +1181,7 @@ impl CachedFile {
                 }
             }
             drop(state);
+            trace::record_mask(Kind::Dropped, self.number, number * PAGES, dropped);
             for frame in frames {
                 self.cache.frames.free(frame, Owner::Cache);
             }
@@ -1168,6 +1217,34 @@ impl CachedFile {
             }
         };
         blocks.map(one).collect()
+    }
+
+    /// What is in memory, 64 pages at a time.
+    pub fn present(&self) -> impl Iterator<Item = Present> {
+        let mut from = 0;
+        core::iter::from_fn(move || {
+            let state = self.state.lock();
+            let (number, chunk) = state.chunks.range(from..).next()?;
+            from = number + 1;
+            Some(Present {
+                first: number * PAGES,
+                resident: chunk.resident,
+                dirty: chunk.dirty | chunk.writing,
+                hole: chunk.hole,
+            })
+        })
+    }
+
+    /// What a dump of events calls it.
+    pub(in crate::mm) fn trace_name(&self) -> trace::Name {
+        trace::Name {
+            number: self.number,
+            size: self.size(),
+            name: match self.name() {
+                "" => format!("inode {}", self.id.0),
+                name => String::from(name),
+            },
+        }
     }
 
     /// Pages found in memory, and those of them that had been read ahead.
@@ -1296,6 +1373,10 @@ impl MappableFile for FileHandle {
         self.0.name()
     }
 
+    fn number(&self) -> u32 {
+        self.0.number()
+    }
+
     fn pin_block(&self, block: u64) -> Lookup {
         self.0.state.lock_masked().pin(block, |_, _| true)
     }
@@ -1351,11 +1432,9 @@ impl MappableFile for FileHandle {
             let placed = |pages: u64| if at == 0 { pages >> shift } else { pages << at };
             pinned.blocks |= placed(found);
             pinned.groups |= placed(groups);
-            used += (chunk.ahead & found).count_ones();
-            chunk.ahead &= !found;
-            // Whether they are used nobody will know: what was warm stays so.
-            let warm = found & (chunk.heat[0] | chunk.heat[1]);
-            chunk.heat = chunk.heat.map(|heat| heat | warm);
+            // Whether they are used nobody will know. But what is entered again, after its translations had been taken
+            // away, lies where somebody is at work, and a scan comes by once.
+            used += chunk.touch(found);
         }
         state.used += u64::from(used);
         pinned

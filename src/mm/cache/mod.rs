@@ -31,15 +31,16 @@ mod bench;
 pub mod chunk;
 #[cfg(target_os = "none")]
 mod commands;
-#[cfg(target_os = "none")]
-pub(crate) use commands::strip;
 mod file;
+#[cfg(all(target_os = "none", feature = "growth"))]
+mod growth;
 mod read_ahead;
 mod reclaim;
 mod transfer;
+pub mod watch;
 mod write_back;
 
-pub use file::{CachedFile, FileHandle, Hold, InUse, Residence};
+pub use file::{CachedFile, FileHandle, Hold, InUse, Present, Residence};
 
 use super::frame::Frames;
 use super::object::{Aliases, IoError};
@@ -68,6 +69,8 @@ pub struct PageCache {
     is_pressed: SpinLock<bool>,
     pressed: WaitQueue,
     volumes: AtomicU64,
+    /// How many files it has had.
+    numbers: AtomicU64,
     dirty: AtomicU64,
     /// Frames there are in all, once somebody has asked.
     total: AtomicU64,
@@ -131,6 +134,7 @@ impl PageCache {
             is_pressed: SpinLock::new(false),
             pressed: WaitQueue::new(),
             volumes: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
             dirty: AtomicU64::new(0),
             total: AtomicU64::new(0),
             counts: Counters {
@@ -151,6 +155,12 @@ impl PageCache {
     /// Tells who knows where pages are mapped. Nothing is mapped before.
     pub fn set_aliases(&self, aliases: &'static dyn Aliases) {
         self.aliases.call_once(|| aliases);
+    }
+
+    /// A number for a file, by which events know it.
+    fn new_number(&self) -> u32 {
+        let before = self.numbers.fetch_add(1, Ordering::Relaxed);
+        u32::try_from(before + 1).unwrap_or(u32::MAX)
     }
 
     fn aliases(&self) -> Option<&'static dyn Aliases> {

@@ -3,7 +3,7 @@
 //! | The hand finds a page | and |
 //! | --- | --- |
 //! | mapped | removes its translations: if somebody needs it, a fault will say so |
-//! | warm: it was asked for again after that | lets it cool down; it is spared for three rounds |
+//! | warm: it was asked for again after that, or entered beside one that was | lets it cool down; it is spared for three rounds |
 //! | cold, clean, not mapped | evicts it |
 //! | dirty | leaves it to write-back |
 //!
@@ -18,6 +18,7 @@ use crate::fs::Reservation;
 use crate::mm::addr::Frame;
 use crate::mm::frame::Owner;
 use crate::mm::object::Which;
+use crate::mm::trace::{self, Kind};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use core::ops::Range;
@@ -130,6 +131,7 @@ impl CachedFile {
     fn take_clean(&self, number: u64, pages: u64) -> u64 {
         let mut frames: ArrayVec<Frame, { PAGES as usize }> = ArrayVec::new();
         let mut promise = Reservation::NONE;
+        let mut evicted = 0;
         let mut state = self.lock();
         if let Some(chunk) = state.chunks.find(number) {
             let clean = chunk.resident & pages & !chunk.dirty & !chunk.writing;
@@ -142,8 +144,10 @@ impl CachedFile {
             promise = chunk.redeem(victims);
             frames.extend(bits(victims).map(|i| chunk.take(i)));
             chunk.evicted |= victims;
+            evicted = victims;
         }
         drop(state);
+        trace::record_mask(Kind::Evicted, self.number(), number * PAGES, evicted);
         let count = frames.len() as u64;
         let mut runs = frames.into_iter().peekable();
         while let Some(first) = runs.next() {

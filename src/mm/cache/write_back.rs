@@ -19,6 +19,7 @@ use super::{PageCache, VolumeId, add};
 use crate::fs::error::Structure;
 use crate::fs::{Backing, FileId, FileSystem, FsError, Reservation};
 use crate::mm::addr::PAGE_SIZE;
+use crate::mm::trace::{self, Kind};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -175,6 +176,7 @@ impl CachedFile {
 
     /// Sends a run on its way.
     fn launch(self: &Arc<Self>, run: Run, promise: Reservation) -> Result<Flight, FsError> {
+        trace::record(Kind::Writing, self.number(), run.blocks());
         self.write_protect(run.blocks());
         let size = self.zero_behind_end(&run);
         let bytes = run.bytes();
@@ -266,6 +268,12 @@ impl CachedFile {
             }
         }
         drop(state);
+        let kind = if result.is_ok() {
+            Kind::Written
+        } else {
+            Kind::NotWritten
+        };
+        trace::record(kind, self.number(), run.blocks());
         self.cache().note_clean(clean);
         self.wake();
     }
