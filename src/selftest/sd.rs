@@ -4,9 +4,12 @@ use crate::disk;
 use crate::driver::sd::blocks::BLOCK_SIZE;
 use crate::driver::sd::disk::SdDisk;
 use crate::driver::sdhci::Method;
+use crate::files::VFS;
 use crate::fs::block::{
     BlockDevice, BlockError, Buffer, Completion, Durability, Operation, Refused, Request,
 };
+use crate::fs::vfs::LastLink;
+use crate::fs::{Backing, FileKind, blocking};
 use crate::selftest;
 use crate::sync::{SpinLock, WaitQueue};
 use alloc::boxed::Box;
@@ -73,10 +76,10 @@ impl Buffer for Shifted {
     }
 }
 
-/// Transfers from or to `buffers`, and gives them back.
+/// Does `operation` at a block, with `buffers`, and gives them back.
 #[inline(never)]
 fn transfer(
-    card: &SdDisk,
+    device: &dyn BlockDevice,
     operation: Operation,
     block: u64,
     buffers: Vec<Box<dyn Buffer>>,
@@ -92,9 +95,9 @@ fn transfer(
             place.1.wake_all();
         }),
     };
-    while let Err(Refused { request: back, .. }) = card.submit(request) {
+    while let Err(Refused { request: back, .. }) = device.submit(request) {
         request = back;
-        card.poll();
+        device.poll();
     }
     let mut guard = arrived.0.lock();
     loop {
@@ -224,4 +227,34 @@ selftest!(fn maintenance_is_complete() "SD card: caches are maintained around ev
             }
         }
     }
+});
+
+selftest!(fn discard_spares_neighbours() "SD card: what is beside what is discarded stays" {
+    const NAME: &[u8] = b"discard.tmp";
+    const LEN: usize = 8 * BLOCK_SIZE;
+    // A file on / lends the blocks; the card must be there, and written to.
+    let Ok(root) = VFS.resolve(b"/", LastLink::Follow) else { return };
+    let fs = &root.fs;
+    let Some(device) = fs.device().filter(|device| device.properties().max_discard > 0) else { return };
+    if device.properties().is_read_only || disk::cards().is_empty() {
+        return;
+    }
+    let bytes = pattern(LEN, 7);
+    let _ = fs.unlink(root.file, NAME);
+    let file = fs.create(root.file, NAME, FileKind::File, 0o600).expect("a file");
+    fs.write_at(file, 0, &bytes).expect("a write");
+    fs.sync_file(file).expect("a sync");
+    let extents = fs.map(file, 0, LEN as u64).expect("extents");
+    let place = match extents[0].backing {
+        Backing::Written(place) if extents[0].len >= LEN as u64 => place,
+        _ => panic!("the file is in pieces"),
+    };
+    let operation = Operation::Discard { len: 2 * BLOCK_SIZE as u64 };
+    let done = transfer(&*device, operation, place / BLOCK_SIZE as u64 + 3, Vec::new());
+    let after = blocking::read(&*device, place, LEN);
+    fs.unlink(root.file, NAME).expect("it is gone");
+    assert!(done.is_ok());
+    let after = after.expect("a read");
+    assert!(after[..3 * BLOCK_SIZE] == bytes[..3 * BLOCK_SIZE]);
+    assert!(after[5 * BLOCK_SIZE..] == bytes[5 * BLOCK_SIZE..]);
 });
