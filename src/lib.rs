@@ -10,6 +10,7 @@
 //! | [`arch`] | the processor | image; its pure functions on a PC too |
 //! | [`symbols`] | names of functions, for backtraces | image and PC |
 //! | [`sync`] | locks, and their order | image and PC |
+//! | [`workload`] | what the durability campaign does to files | image and PC |
 
 #![no_std]
 
@@ -22,6 +23,7 @@ pub mod fs;
 pub mod mm;
 pub mod symbols;
 pub mod sync;
+pub mod workload;
 
 #[cfg(target_os = "none")]
 pub mod bench;
