@@ -1121,6 +1121,32 @@ fn a_pin_keeps_a_file_from_being_cut() {
     assert_eq!(machine.finish(file), []);
 }
 
+#[test]
+fn a_file_that_nobody_needs_ends_once_when_unmounted() {
+    let machine = machine();
+    let written = machine.create("written", &numbered(1));
+    // In memory without a page, a user or a map: whoever tidies up ends it.
+    let idle = machine.create("idle", &[]);
+    for file in [written, idle] {
+        machine.fs.close(file).unwrap();
+    }
+    let during = machine.clone();
+    let others = Arc::new(Mutex::new(Vec::new()));
+    let threads = others.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        // It has looked which files there are, and waits for the first; meanwhile the second ends.
+        let unmount = during.meanwhile(|machine| machine.fs.unmount().unwrap());
+        let tidy = during.meanwhile(|machine| machine.cache.tidy().unwrap());
+        threads.lock().unwrap().extend([unmount, tidy]);
+    }));
+    machine.cache.write_back(None).unwrap();
+    for thread in others.lock().unwrap().drain(..) {
+        thread.join().unwrap();
+    }
+    e2fsck(&machine.disk.contents()).unwrap();
+    assert_eq!(machine.on_disk(written), numbered(1));
+}
+
 // --- threads ---
 
 /// What one of the threads does, again and again.

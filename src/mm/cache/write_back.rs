@@ -346,6 +346,7 @@ impl PageCache {
 
     /// Ends all files of a file system that is about to be unmounted: what is not written is lost.
     pub fn end_volume(&self, volume: VolumeId) -> Result<(), FsError> {
+        let _ending = self.ending.lock();
         let mut result = Ok(());
         for file in self.files(Some(volume)) {
             self.files.lock().remove(&(volume, file.id()));
