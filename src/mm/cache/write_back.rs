@@ -339,6 +339,22 @@ impl PageCache {
         result
     }
 
+    /// Writes all that is dirty of one file system to its device, and returns when none of it is on its way any more,
+    /// whoever began to write it.
+    pub fn write_out(&self, volume: VolumeId) -> Result<(), FsError> {
+        loop {
+            let failed = self.counts.failed.load(Ordering::Relaxed);
+            let mut result = Ok(());
+            for file in self.files(Some(volume)) {
+                result = result.and(file.write_out());
+            }
+            // What somebody else could not write meanwhile is dirty again: it is ours to try.
+            if result.is_err() || self.counts.failed.load(Ordering::Relaxed) == failed {
+                return result;
+            }
+        }
+    }
+
     /// Whether maps show a file of the file system.
     pub fn is_mapped(&self, volume: VolumeId) -> bool {
         self.files(Some(volume)).iter().any(|file| file.is_mapped())
