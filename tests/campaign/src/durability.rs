@@ -143,7 +143,7 @@ fn one_seed(
                 is_booted,
             )
             .map_err(|error| {
-                let kept = keep(&image);
+                let kept = keep(&image, &record);
                 format!(
                     "cut {number} at {cut} of {}, image in {kept}: {error}",
                     record.events.len()
@@ -245,7 +245,7 @@ fn kills(kernel: &Path, options: &Options, counts: &mut Counts) -> Result<(), St
         one_cut(kernel, &history, acknowledged, disk.image.clone(), false).map_err(|error| {
             format!(
                 "killed with seed {seed}, image in {}: {error}",
-                keep(&disk.image)
+                keep(&disk.image, &disk.record)
             )
         })?;
         // The next boot recovers it.
@@ -254,10 +254,12 @@ fn kills(kernel: &Path, options: &Options, counts: &mut Counts) -> Result<(), St
     Ok(())
 }
 
-/// Keeps an image to look at; where.
-pub fn keep(image: &[u8]) -> String {
+/// Keeps an image to look at, and what had been done to it; where.
+pub fn keep(image: &[u8], record: &Record) -> String {
     let path = std::env::temp_dir().join(format!("pinfold-campaign-{}.img", std::process::id()));
-    match std::fs::write(&path, image) {
+    let kept = std::fs::write(&path, image)
+        .and_then(|()| std::fs::write(path.with_extension("txt"), record.to_string()));
+    match kept {
         Ok(()) => path.display().to_string(),
         Err(error) => format!("no file ({error})"),
     }

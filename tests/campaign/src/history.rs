@@ -187,16 +187,23 @@ impl Life {
                 .iter()
                 .filter(|(step, _)| *step <= acknowledged)
         };
-        let of_length = flushed().map(|(step, _)| *step).max().unwrap_or(0);
+        // Since the last flush of all of it; a flush of a range reaches as far as what was put there.
+        let whole = flushed().filter(|(_, range)| range.end == usize::MAX);
+        let since = whole.map(|(step, _)| *step).max().unwrap_or(0);
+        let least = flushed().map(|(step, range)| {
+            let versions = self.between(*step, last).iter();
+            versions.map(|(_, bytes)| reach(bytes, range)).min()
+        });
+        let least = least.max().flatten().unwrap_or(0);
         let lens = self
-            .between(of_length, last)
+            .between(since, last)
             .iter()
             .map(|(_, bytes)| bytes.len());
-        let (least, most) = (lens.clone().min().unwrap_or(0), lens.max().unwrap_or(0));
+        let most = lens.max().unwrap_or(0);
         if !(least..=most).contains(&found.len()) {
             let len = found.len();
             return Err(format!(
-                "has {len} bytes, and had {least} to {most} since step {of_length}"
+                "has {len} bytes, which must be {least} to {most} since the flush of step {since}"
             ));
         }
         for (page, part) in found.chunks(PAGE).enumerate() {
@@ -232,6 +239,18 @@ impl Life {
         let end = self.versions.partition_point(|(step, _)| *step <= last);
         &self.versions[first.saturating_sub(1)..end]
     }
+}
+
+/// How long a file that holds `bytes` must be after a flush of `range`.
+fn reach(bytes: &[u8], range: &Range<usize>) -> usize {
+    if range.end == usize::MAX {
+        return bytes.len();
+    }
+    let start = range.start.min(bytes.len());
+    let flushed = &bytes[start..range.end.min(bytes.len())];
+    // What is put anywhere is not zero.
+    let last = flushed.iter().rposition(|byte| *byte != 0);
+    last.map_or(0, |last| start + last + 1)
 }
 
 #[cfg(test)]

@@ -58,6 +58,18 @@ fn main() -> ExitCode {
             Options::parse(rest, &durability::OPTIONS)
                 .and_then(|options| durability::run(&PathBuf::from(kernel), &options))
         }
+        [campaign, seed, steps] if campaign == "steps" => Options::parse(
+            &[format!("seed={seed}"), format!("steps={steps}")],
+            &[("seed", 0), ("steps", 0)],
+        )
+        .map(|o| {
+            pinfold::workload::Workload::new(o.get("seed"))
+                .take(o.get("steps") as usize)
+                .enumerate()
+                .map(|(i, s)| format!("{:4} {s:?}", i + 1))
+                .collect::<Vec<_>>()
+                .join("\n")
+        }),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

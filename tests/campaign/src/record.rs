@@ -1,6 +1,7 @@
 //! What happened to a disk, and what may be on it when the power fails at one point of that.
 
 use pinfold::fs::sim_disk::Random;
+use std::fmt;
 
 /// Bytes no device tears.
 pub const SECTOR: usize = 512;
@@ -90,6 +91,27 @@ impl Record {
                 Event::Mark(step) => Some(*step),
                 _ => None,
             })
+    }
+}
+
+impl fmt::Display for Record {
+    /// One event a line, to look at after a failure.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, event) in self.events.iter().enumerate() {
+            match event {
+                Event::Write {
+                    offset,
+                    bytes,
+                    begun,
+                } => {
+                    let len = bytes.len();
+                    writeln!(f, "{number:5} write {len:7} at {offset:9}, begun {begun}")?;
+                }
+                Event::Flush { covers } => writeln!(f, "{number:5} flush of {covers}")?,
+                Event::Mark(step) => writeln!(f, "{number:5} step {step} is durable")?,
+            }
+        }
+        Ok(())
     }
 }
 
