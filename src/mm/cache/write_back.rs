@@ -117,7 +117,7 @@ impl CachedFile {
         written
     }
 
-    fn wait_for_writes(&self, blocks: Range<u64>) {
+    pub(super) fn wait_for_writes(&self, blocks: Range<u64>) {
         drop(self.wait_while(self.lock(), |state| {
             let range = blocks.start / PAGES..blocks.end.div_ceil(PAGES);
             state.chunks.range(range).any(|(number, chunk)| {
