@@ -2,10 +2,12 @@
 //! must be on the disk.
 //!
 //! `run workload` does the steps in the image; `tests/campaign` keeps the same steps as plain bytes, cuts the image's
-//! writes off at any point, and compares.
+//! writes off at any point, and compares. `run soak` does several workloads at a time, and looks for what is left behind.
 
 #[cfg(target_os = "none")]
 mod program;
+#[cfg(target_os = "none")]
+mod soak;
 
 use core::fmt;
 
@@ -102,7 +104,8 @@ impl Workload {
         }
     }
 
-    fn below(&mut self, limit: u32) -> u32 {
+    /// A number under `limit`; 0 for a limit of 0.
+    pub(crate) fn below(&mut self, limit: u32) -> u32 {
         (self.random.next_u64() >> 32) as u32 % limit.max(1)
     }
 

@@ -15,7 +15,7 @@ use crate::mmap::{MmapError, MmapMut};
 use crate::println;
 use crate::program::{PROGRAMS, Program};
 use alloc::collections::VecDeque;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use linkme::distributed_slice;
 
@@ -53,8 +53,8 @@ fn run(arguments: &[String]) -> Status {
             return FAILURE;
         }
     };
-    let mut files = Files::default();
-    if !(try_step(0, || clear().map_err(MmapError::Fs)) && note(notes.as_deref(), 0)) {
+    let mut files = Files::under("");
+    if !(try_step(0, || files.clear()) && note(notes.as_deref(), 0)) {
         return FAILURE;
     }
     for (number, step) in (1..=steps).zip(Workload::new(seed)) {
@@ -94,51 +94,71 @@ fn note(disk: Option<&dyn BlockDevice>, number: u64) -> bool {
     written.is_ok()
 }
 
-/// Makes the directories, empties them, and makes that durable.
-fn clear() -> Result<(), FsError> {
-    for path in DIRECTORIES {
-        let (parent, name) = VFS.resolve_parent(path.as_bytes())?;
-        match parent
-            .fs
-            .create(parent.file, &name, FileKind::Directory, 0o755)
-        {
-            Ok(_) | Err(FsError::Exists) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    for name in (0..NAMES).map(Name) {
-        match remove(name) {
-            Ok(()) | Err(FsError::NotFound) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    VFS.sync()
-}
-
-fn remove(name: Name) -> Result<(), FsError> {
-    let (parent, name) = VFS.resolve_parent(name.to_string().as_bytes())?;
-    parent.fs.unlink(parent.file, &name)
-}
-
 /// A file of the workload, and its map as long as it was when it was last stored to.
 struct Open {
     map: Option<MmapMut>,
     file: File,
 }
 
-#[derive(Default)]
-struct Files {
+/// The files of one workload.
+pub(super) struct Files {
+    /// The directory that its directories are in; empty for the root.
+    top: String,
     named: [Option<Open>; NAMES as usize],
     orphans: VecDeque<Open>,
 }
 
 impl Files {
-    fn take(&mut self, step: Step) -> Result<(), MmapError> {
+    pub(super) fn under(top: &str) -> Self {
+        Self {
+            top: String::from(top),
+            named: Default::default(),
+            orphans: VecDeque::new(),
+        }
+    }
+
+    /// Makes the directories, empties them, and makes that durable.
+    pub(super) fn clear(&mut self) -> Result<(), MmapError> {
+        let directories = DIRECTORIES
+            .iter()
+            .map(|path| alloc::format!("{}{path}", self.top));
+        for path in Some(self.top.clone())
+            .into_iter()
+            .filter(|top| !top.is_empty())
+            .chain(directories)
+        {
+            let (parent, name) = VFS.resolve_parent(path.as_bytes())?;
+            let kind = FileKind::Directory;
+            match parent.fs.create(parent.file, &name, kind, 0o755) {
+                Ok(_) | Err(FsError::Exists) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        *self = Self::under(&self.top);
+        for name in (0..NAMES).map(Name) {
+            match self.unlink(name) {
+                Ok(()) | Err(FsError::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(VFS.sync()?)
+    }
+
+    pub(super) fn path(&self, name: Name) -> String {
+        alloc::format!("{}{name}", self.top)
+    }
+
+    fn unlink(&self, name: Name) -> Result<(), FsError> {
+        let (parent, name) = VFS.resolve_parent(self.path(name).as_bytes())?;
+        parent.fs.unlink(parent.file, &name)
+    }
+
+    pub(super) fn take(&mut self, step: Step) -> Result<(), MmapError> {
         match step {
             Step::Create(name) => {
                 let mut options = File::options();
                 options.read(true).write(true).create(true);
-                let file = options.open(name.to_string())?;
+                let file = options.open(self.path(name))?;
                 self.named[usize::from(name.0)] = Some(Open { map: None, file });
             }
             Step::Write(name, at, data) => {
@@ -151,15 +171,15 @@ impl Files {
             }
             Step::SetLen(name, len) => self.open(name)?.file.set_len(len.into())?,
             Step::Rename(from, to) => {
-                let (old, old_name) = VFS.resolve_parent(from.to_string().as_bytes())?;
-                let (new, new_name) = VFS.resolve_parent(to.to_string().as_bytes())?;
+                let (old, old_name) = VFS.resolve_parent(self.path(from).as_bytes())?;
+                let (new, new_name) = VFS.resolve_parent(self.path(to).as_bytes())?;
                 old.fs.rename(old.file, &old_name, new.file, &new_name)?;
                 let moved = self.named[usize::from(from.0)].take();
                 let replaced = core::mem::replace(&mut self.named[usize::from(to.0)], moved);
                 self.orphan(replaced);
             }
             Step::Remove(name) => {
-                remove(name)?;
+                self.unlink(name)?;
                 let removed = self.named[usize::from(name.0)].take();
                 self.orphan(removed);
             }
@@ -183,7 +203,7 @@ impl Files {
     }
 
     /// A shared map of all of the file.
-    fn map(&mut self, name: Name) -> Result<&mut MmapMut, MmapError> {
+    pub(super) fn map(&mut self, name: Name) -> Result<&mut MmapMut, MmapError> {
         let open = self.open(name)?;
         let len = open.file.metadata()?.size;
         if open.map.as_ref().is_none_or(|map| map.len() as u64 != len) {

@@ -133,11 +133,6 @@ impl Disk {
         })
     }
 
-    /// No more requests go wrong.
-    pub fn heal(&self) {
-        self.shared.lock().faults = Faults::default();
-    }
-
     /// Ends it, once nobody is connected any more.
     pub fn finish(self) -> Outcome {
         let mut state = self.shared.lock();

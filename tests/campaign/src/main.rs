@@ -4,19 +4,25 @@
 mod common;
 mod disk;
 mod durability;
+mod faults;
 mod history;
 mod judge;
 mod qemu;
 mod record;
 
+use pinfold::workload::Workload;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: pinfold-campaign durability KERNEL [NAME=VALUE]...
+       pinfold-campaign faults KERNEL [NAME=VALUE]...
+       pinfold-campaign steps [NAME=VALUE]...
 
-KERNEL is kernel8.img. It is booted on a disk that remembers all its writes and flushes, and does random work there; then
-its power fails at points of that, and what it had acknowledged must be there.
+KERNEL is kernel8.img. It is booted on a disk that remembers all its writes and flushes, and does random work there. What it
+has acknowledged must be there, and the disk sound,
+
+durability: when its power fails at points of that, and when QEMU is killed
 
     first=1      the first seed
     seeds=1      how many
@@ -25,6 +31,15 @@ its power fails at points of that, and what it had acknowledged must be there.
     boots=2      of these, how many the image itself recovers from
     kills=10     how often QEMU is killed, afterwards, on a disk that is never made anew
     jobs=1       threads that look at images
+
+faults: when reads, writes and flushes fail, once or from then on, and when the disk stalls
+
+    first=1      the seed
+    steps=120    its steps
+    points=8     requests of each kind that fail, one in each boot, spread over all there are
+    stalls=1     1: a stall that the machine must outlast; 2: another, after which it gives the disk up
+
+steps: prints the steps of the seed `first`
 ";
 
 /// Numbers given as NAME=VALUE.
@@ -58,18 +73,13 @@ fn main() -> ExitCode {
             Options::parse(rest, &durability::OPTIONS)
                 .and_then(|options| durability::run(&PathBuf::from(kernel), &options))
         }
-        [campaign, seed, steps] if campaign == "steps" => Options::parse(
-            &[format!("seed={seed}"), format!("steps={steps}")],
-            &[("seed", 0), ("steps", 0)],
-        )
-        .map(|o| {
-            pinfold::workload::Workload::new(o.get("seed"))
-                .take(o.get("steps") as usize)
-                .enumerate()
-                .map(|(i, s)| format!("{:4} {s:?}", i + 1))
-                .collect::<Vec<_>>()
-                .join("\n")
-        }),
+        [campaign, kernel, rest @ ..] if campaign == "faults" => {
+            Options::parse(rest, &faults::OPTIONS)
+                .and_then(|options| faults::run(&PathBuf::from(kernel), &options))
+        }
+        [what, rest @ ..] if what == "steps" => {
+            Options::parse(rest, &[("first", 1), ("steps", 400)]).map(|options| steps(&options))
+        }
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);
@@ -85,4 +95,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn steps(options: &Options) -> String {
+    let steps = Workload::new(options.get("first")).take(options.get("steps") as usize);
+    let lines = steps
+        .enumerate()
+        .map(|(i, step)| format!("{:4} {step:?}", i + 1));
+    lines.collect::<Vec<_>>().join("\n")
 }

@@ -73,15 +73,6 @@ impl Record {
         image
     }
 
-    /// What it holds if everything that completed is there.
-    pub fn image(&self) -> Vec<u8> {
-        let mut image = self.base.clone();
-        for event in &self.events {
-            apply(&mut image, event, |_| true);
-        }
-        image
-    }
-
     /// The last step known to be durable when the first `cut` events had happened; none before the workload began.
     pub fn acknowledged(&self, cut: usize) -> Option<u64> {
         self.events[..cut]
