@@ -20,12 +20,13 @@ Checks all that can be checked on this machine, or only the groups named:
     pi          the same on raspi3b and raspi4b, with and without a device tree
     firmware    the same when firmware hands over, in EL3 or EL2, and with a damaged device tree
     card        the card image: made, sound, the same each time, and started by U-Boot
+    campaign    short runs of tests/campaign: power cuts, failing requests, everything at once
 
 The last line is "N passed, N failed"; the status is 0 if none failed. Logs are kept in target/test-logs.
 END
 }
 
-all=(style pc docs build scripts virt disks maps pi firmware card)
+all=(style pc docs build scripts virt disks maps pi firmware card campaign)
 case "${1-}" in
     --help | -h)
         help
