@@ -129,8 +129,8 @@ impl History {
     /// Whether `tree` may be found when steps up to `acknowledged` were durable, and none after `last` had begun.
     pub fn check(&self, tree: &Tree, acknowledged: u64, last: u64) -> Result<(), String> {
         let is_ours = |path: &[u8]| {
-            let directory = |name: &&str| path.starts_with(format!("{name}/").as_bytes());
-            DIRECTORIES.iter().any(|name| directory(&name))
+            let directory = |name: &str| path.starts_with(format!("{name}/").as_bytes());
+            DIRECTORIES.iter().any(|name| directory(name))
         };
         let found: BTreeMap<&[u8], &Node> = tree
             .iter()
