@@ -23,12 +23,13 @@ Checks all that can be checked on this machine, or only the groups named:
     firmware    the same when firmware hands over, in EL3 or EL2, and with a damaged device tree
     card        the card image: made, sound, the same each time, and started by U-Boot
     sd          SD cards: by every method the same, taken out, damaged, empty, large
+    campaign    short runs of tests/campaign: power cuts, failing requests, everything at once
 
 The last line is "N passed, N failed"; the status is 0 if none failed. Logs are kept in target/test-logs.
 END
 }
 
-all=(style pc docs build scripts virt console disks maps programs pi firmware card sd)
+all=(style pc docs build scripts virt console disks maps programs pi firmware card sd campaign)
 case "${1-}" in
     --help | -h)
         help

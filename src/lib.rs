@@ -11,6 +11,7 @@
 //! | [`arch`] | the processor | image; its pure functions on a PC too |
 //! | [`symbols`] | names of functions, for backtraces | image and PC |
 //! | [`sync`] | locks, and their order | image and PC |
+//! | [`workload`] | what the durability campaign does to files | image and PC |
 
 #![no_std]
 
@@ -30,6 +31,7 @@ pub mod programs;
 pub mod size;
 pub mod symbols;
 pub mod sync;
+pub mod workload;
 
 #[cfg(target_os = "none")]
 pub mod bench;

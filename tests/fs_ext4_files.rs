@@ -3,12 +3,14 @@
 mod common;
 
 use common::{Node, Scratch, debugfs, e2fsck, mkfs, mount, options, read_file, read_tree, run};
-use pinfold::fs::block::BlockError;
+use pinfold::fs::block::{BlockError, Durability};
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::{Access, Ext4, MountOptions};
 use pinfold::fs::ram_disk::RamDisk;
 use pinfold::fs::sim_disk::{Random, SimDisk};
-use pinfold::fs::{Backing, Cursor, FileId, FileKind, FileSystem, FsError, Timestamp};
+use pinfold::fs::{
+    Backing, Cursor, FileId, FileKind, FileSystem, FsError, Reservation, Timestamp, blocking,
+};
 use std::sync::Arc;
 
 fn fresh(kib: u64, options: &[&str]) -> (Arc<RamDisk>, Ext4) {
@@ -520,4 +522,38 @@ fn a_file_removed_when_the_clock_stands_at_zero_is_a_removed_file() {
     file(&fs, b"short-lived");
     fs.unlink(fs.root(), b"short-lived").unwrap();
     finish(&disk, &fs);
+}
+
+/// The block that the page cache is writing when the file grows, by another transfer or by a call.
+#[test]
+fn a_last_block_that_is_being_written_is_not_zeroed_when_the_file_grows() {
+    let grow: [fn(&Ext4, FileId); 2] = [
+        |fs, file| fs.set_len(file, 9000).unwrap(),
+        |fs, file| {
+            let reservation = fs.reserve(file, 8192, 1024).unwrap();
+            drop(fs.allocate(file, 8192, 1024, reservation).unwrap());
+            fs.written(file, 8192, 1024, 9000).unwrap();
+        },
+    ];
+    for grow in grow {
+        let (disk, fs) = fresh(4096, &["-b", "1024"]);
+        let grown = file(&fs, b"grown");
+        fs.open(grown).unwrap();
+        fs.write_at(grown, 0, &[1; 1500]).unwrap();
+        let extents = fs.allocate(grown, 1024, 1024, Reservation::NONE).unwrap();
+        let Backing::Written(place) = extents[0].backing else {
+            panic!("{extents:?}");
+        };
+        let on_its_way = vec![2; 1024];
+        blocking::write(&*disk, place, on_its_way, Durability::Cached).unwrap();
+        grow(&fs, grown);
+        fs.written(grown, 1024, 1024, 2048).unwrap();
+        assert!(read_file(&fs, grown).unwrap()[1024..2048] == [2; 1024]);
+        // The next time it is zeroed again.
+        fs.set_len(grown, 1100).unwrap();
+        fs.set_len(grown, 1200).unwrap();
+        assert_eq!(read_file(&fs, grown).unwrap()[1100..], [0; 100]);
+        fs.close(grown).unwrap();
+        finish(&disk, &fs);
+    }
 }

@@ -814,6 +814,15 @@ fn a_flush_of_more_than_overwritten_pages_survives_a_power_cut() {
 
 #[test]
 fn a_sync_waits_for_what_another_thread_writes() {
+    sync_during_a_write(|machine, base| machine.sync(base, 2).unwrap());
+}
+
+#[test]
+fn a_sync_of_everything_waits_for_what_another_thread_writes() {
+    sync_during_a_write(|machine, _| machine.fs.sync().unwrap());
+}
+
+fn sync_during_a_write(sync_it: fn(&Machine, VirtAddr)) {
     let machine = machine();
     let file = machine.cold("a", &numbered(2));
     let base = machine.map(file, 0, 2);
@@ -823,7 +832,7 @@ fn a_sync_waits_for_what_another_thread_writes() {
     let thread = sync.clone();
     machine.disk.during_next_write(Box::new(move || {
         let syncing = during.meanwhile(move |machine| {
-            machine.sync(base, 2).unwrap();
+            sync_it(&machine, base);
             machine.disk.mark(1);
         });
         assert!(!syncing.is_finished(), "what it promises is not written");
@@ -841,6 +850,32 @@ fn a_sync_waits_for_what_another_thread_writes() {
         assert_eq!(byte, [10]);
     }
     machine.finish(file);
+}
+
+#[test]
+fn a_sync_of_everything_tells_that_another_threads_write_failed() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(2));
+    let base = machine.map(file, 0, 2);
+    let bad = sector(&machine, file, 0);
+    machine.store(base, 10).unwrap();
+    machine
+        .disk
+        .fail_sector(bad, BlockError::Device { offset: 0 });
+    let during = machine.clone();
+    let sync = Arc::new(Mutex::new(None));
+    let thread = sync.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        let syncing = during.meanwhile(|machine| assert!(machine.fs.sync().is_err()));
+        *thread.lock().unwrap() = Some(syncing);
+    }));
+    machine.cache.write_back(None).unwrap_err();
+    sync.lock().unwrap().take().unwrap().join().unwrap();
+    machine.disk.heal();
+    machine.fs.sync().unwrap();
+    let mut expected = numbered(2);
+    expected[0] = 10;
+    assert!(machine.finish(file) == expected);
 }
 
 #[test]
@@ -1119,6 +1154,32 @@ fn a_pin_keeps_a_file_from_being_cut() {
     drop(hold);
     machine.fs.set_len(file, 0).unwrap();
     assert_eq!(machine.finish(file), []);
+}
+
+#[test]
+fn a_file_that_nobody_needs_ends_once_when_unmounted() {
+    let machine = machine();
+    let written = machine.create("written", &numbered(1));
+    // In memory without a page, a user or a map: whoever tidies up ends it.
+    let idle = machine.create("idle", &[]);
+    for file in [written, idle] {
+        machine.fs.close(file).unwrap();
+    }
+    let during = machine.clone();
+    let others = Arc::new(Mutex::new(Vec::new()));
+    let threads = others.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        // It has looked which files there are, and waits for the first; meanwhile the second ends.
+        let unmount = during.meanwhile(|machine| machine.fs.unmount().unwrap());
+        let tidy = during.meanwhile(|machine| machine.cache.tidy().unwrap());
+        threads.lock().unwrap().extend([unmount, tidy]);
+    }));
+    machine.cache.write_back(None).unwrap();
+    for thread in others.lock().unwrap().drain(..) {
+        thread.join().unwrap();
+    }
+    e2fsck(&machine.disk.contents()).unwrap();
+    assert_eq!(machine.on_disk(written), numbered(1));
 }
 
 // --- threads ---

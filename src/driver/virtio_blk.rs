@@ -159,7 +159,8 @@ struct Flight {
 
 struct Ring<T> {
     transport: T,
-    queue: VirtQueue<Memory, QUEUE_SIZE>,
+    /// On the heap: by value, moved from one owner to the next, it would fill a kernel stack.
+    queue: Box<VirtQueue<Memory, QUEUE_SIZE>>,
     flights: Box<[Option<Flight>]>,
     heads: Box<[Head]>,
     free_heads: Vec<usize>,
@@ -224,7 +225,7 @@ impl<T: Transport> VirtioBlk<T> {
         };
         let max_discard = most(DISCARD, CONFIG_MAX_DISCARD)?;
         let max_write_zeroes = most(WRITE_ZEROES, CONFIG_MAX_ZEROES)?;
-        let queue = VirtQueue::new(&mut transport, 0, false, false).map_err(InitError::Device)?;
+        let queue = new_queue(&mut transport).map_err(InitError::Device)?;
         transport.set_status(status | DeviceStatus::DRIVER_OK);
         let head = Head {
             kind: 0,
@@ -353,6 +354,14 @@ impl<T: Transport + Send> BlockDevice for VirtioBlk<T> {
     fn poll(&self) {
         self.complete_finished();
     }
+}
+
+/// Never inlined, so that its frame is gone before the next begins.
+#[inline(never)]
+fn new_queue(
+    transport: &mut impl Transport,
+) -> virtio_drivers::Result<Box<VirtQueue<Memory, QUEUE_SIZE>>> {
+    VirtQueue::new(transport, 0, false, false).map(Box::new)
 }
 
 impl<T: Transport> Ring<T> {

@@ -283,7 +283,7 @@ impl FileSystem for Cached {
     }
 
     fn sync(&self) -> Result<(), FsError> {
-        let written = self.cache.write_back(Some(self.volume));
+        let written = self.cache.write_out(self.volume);
         self.beneath.sync()?;
         written
     }
@@ -292,7 +292,7 @@ impl FileSystem for Cached {
         if self.cache.is_mapped(self.volume) {
             return Err(FsError::Busy);
         }
-        let written = self.cache.write_back(Some(self.volume));
+        let written = self.cache.write_out(self.volume);
         let ended = self.cache.end_volume(self.volume);
         // Whatever failed, what can be made durable is.
         self.beneath.unmount()?;

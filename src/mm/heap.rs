@@ -63,6 +63,8 @@ const ROOM: usize = PAGE_SIZE - size_of::<Header>();
 struct State {
     /// Slabs with free objects, by class.
     partial: [Option<NonNull<Header>>; CLASSES.len()],
+    /// Objects of slabs that are in use.
+    objects: u64,
 }
 
 // SAFETY: its pointers lead into frames that are the heap's.
@@ -81,8 +83,14 @@ impl<'f> KernelHeap<'f> {
             frames,
             state: SpinLock::new(State {
                 partial: [None; CLASSES.len()],
+                objects: 0,
             }),
         }
+    }
+
+    /// How many objects of up to 2032 bytes are in use.
+    pub fn objects(&self) -> u64 {
+        self.state.lock().objects
     }
 
     fn new_slab(&self, state: &mut State, class: usize) -> Option<NonNull<Header>> {
@@ -196,6 +204,7 @@ impl State {
             object.cast()
         };
         slab.in_use += 1;
+        self.objects += 1;
         let is_full = slab.free.is_null() && usize::from(slab.fresh) + size > ROOM;
         if is_full {
             self.unlink(NonNull::from(slab), class);
@@ -215,6 +224,7 @@ impl State {
         unsafe { object.write(Object { next: slab.free }) };
         slab.free = object;
         slab.in_use -= 1;
+        self.objects -= 1;
         let is_empty = slab.in_use == 0;
         let is_only = slab.next.is_none() && slab.previous.is_none();
         let place = NonNull::from(slab);

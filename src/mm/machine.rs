@@ -129,6 +129,12 @@ pub fn free_frames() -> u64 {
     FRAMES.counts().free
 }
 
+/// Objects of the kernel heap that are in use; what takes whole frames is not among them.
+pub fn heap_objects() -> u64 {
+    touch_program_stack();
+    HEAP.objects()
+}
+
 /// Bytes in use: the image, with its variables, frames that are not free, and what is kept about frames.
 pub fn used_bytes() -> u64 {
     touch_program_stack();

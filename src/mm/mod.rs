@@ -29,5 +29,5 @@ pub use low_half::{
 #[cfg(target_os = "none")]
 pub use machine::{
     CACHE, FRAMES, Summary, alloc_kernel_frame, alloc_table_frame, free_frames, free_kernel_frame,
-    init, used_bytes,
+    heap_objects, init, used_bytes,
 };

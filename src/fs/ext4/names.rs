@@ -361,7 +361,7 @@ impl Volume {
     /// Keeps a file until it is closed as often.
     pub(super) fn open(&mut self, number: u32) -> Result<(), FsError> {
         self.live_inode(number)?;
-        *self.open.entry(number).or_insert(0) += 1;
+        self.open.entry(number).or_default().count += 1;
         Ok(())
     }
 
@@ -369,11 +369,11 @@ impl Volume {
     pub(super) fn close(&mut self, number: u32) -> Result<(), FsError> {
         match self.open.get_mut(&number) {
             None => return Err(FsError::NotFound),
-            Some(1) => drop(self.open.remove(&number)),
-            Some(count) => {
-                *count -= 1;
+            Some(open) if open.count > 1 => {
+                open.count -= 1;
                 return Ok(());
             }
+            Some(_) => drop(self.open.remove(&number)),
         }
         if self.inode(number)?.links() > 0 || self.check_writable().is_err() {
             return Ok(());

@@ -18,14 +18,24 @@ pub(super) struct Volume {
     pub(super) store: Store,
     pub(super) clock: Clock,
     pub(super) read_only: Option<ReadOnlyReason>,
-    /// Files that are open, and how often.
-    pub(super) open: BTreeMap<u32, u32>,
+    /// Files that are open.
+    pub(super) open: BTreeMap<u32, Open>,
     /// Blocks promised to files and not yet allocated.
     pub(super) reserved: u64,
     /// For each group, a bound of its longest free run: what allocation need not look at again.
     pub(super) longest_free: Vec<u32>,
     /// [`Store::releases`] when these bounds were right.
     pub(super) bounds_from: u64,
+}
+
+/// A file that is open.
+#[derive(Default)]
+pub(super) struct Open {
+    /// How often.
+    pub(super) count: u32,
+    /// How long the file was when a transfer to its last block was begun, which has not been [`written`](Volume::written)
+    /// yet: what follows the end in that block is on its way, not left from earlier.
+    pub(super) filling: Option<u64>,
 }
 
 impl Volume {

@@ -12,6 +12,7 @@ use crate::fs::blocking;
 use crate::fs::error::FsError;
 use crate::fs::{Extent, Reservation};
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// The most blocks that one operation backs.
 const PIECE: u64 = 1024;
@@ -152,11 +153,14 @@ impl Volume {
         Ok(())
     }
 
-    /// Zeros what lies behind the end of the file in its last block, if the file is about to grow past it.
+    /// Zeros what lies behind the end of the file in its last block, if the file is about to grow past it. Not while that
+    /// block is being written: zeros, or what belongs there, are on their way, and must not be overtaken.
     pub(super) fn zero_tail(&mut self, inode: &Inode, offset: u64) -> Result<(), FsError> {
         let (block_size, size) = (self.superblock.block_size as u64, inode.size());
         let tail = size % block_size;
-        if offset <= size || tail == 0 || size / block_size >= END {
+        let open = self.open.get(&inode.number);
+        let is_filling = open.is_some_and(|open| open.filling == Some(size));
+        if offset <= size || tail == 0 || size / block_size >= END || is_filling {
             return Ok(());
         }
         let Some(run) = self
@@ -264,6 +268,7 @@ impl Volume {
         let last = end.div_ceil(size);
         let mut at = offset / size;
         if inode.has_flag(EXTENTS) && self.count_backed(&inode, at, last)? == last - at {
+            self.note_filling(&inode, at..last);
             return self.extents(&inode, offset, len);
         }
         while at < last {
@@ -285,7 +290,18 @@ impl Volume {
             })?;
         }
         let inode = self.file(number)?;
+        self.note_filling(&inode, offset / size..last);
         self.extents(&inode, offset, len)
+    }
+
+    /// Notes that the file's last block is about to be written, if it is one of these.
+    fn note_filling(&mut self, inode: &Inode, blocks: Range<u64>) {
+        let block = inode.size() / self.superblock.block_size as u64;
+        if blocks.contains(&block)
+            && let Some(open) = self.open.get_mut(&inode.number)
+        {
+            open.filling = Some(inode.size());
+        }
     }
 
     /// Says that a range holds data, and that the file has at least `size` bytes.
@@ -335,9 +351,15 @@ impl Volume {
                 Ok(())
             })?;
             if stop >= last {
-                return Ok(());
+                break;
             }
             at = stop;
         }
+        if let Some(open) = self.open.get_mut(&number) {
+            let blocks = offset / block_size..last;
+            open.filling
+                .take_if(|size| blocks.contains(&(*size / block_size)));
+        }
+        Ok(())
     }
 }

@@ -1141,6 +1141,8 @@ impl CachedFile {
         }
         drop(state);
         self.drop_from(len.div_ceil(PAGE));
+        // What is on its way to the last page is as long as the file was.
+        self.wait_for_writes(len / PAGE..len / PAGE + 1);
         self.fs.set_len(self.id, len)
     }
 

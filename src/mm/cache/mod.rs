@@ -46,7 +46,7 @@ use super::frame::Frames;
 use super::object::{Aliases, IoError};
 use crate::fs::block::BlockError;
 use crate::fs::{FileId, FileSystem, FsError};
-use crate::sync::{SpinLock, WaitQueue};
+use crate::sync::{Mutex, SpinLock, WaitQueue};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -63,6 +63,9 @@ pub struct PageCache {
     frames: &'static Frames,
     aliases: Once<&'static dyn Aliases>,
     files: SpinLock<BTreeMap<(VolumeId, FileId), Arc<CachedFile>>>,
+    /// Held from when files are taken from the table until they are closed beneath: nobody ends one twice, and none is
+    /// still being closed when its file system is unmounted.
+    ending: Mutex<()>,
     /// All chunks, in the order in which the hand comes to them.
     ring: SpinLock<VecDeque<(Arc<CachedFile>, u64)>>,
     /// Whether somebody wants write-back now.
@@ -130,6 +133,7 @@ impl PageCache {
             frames,
             aliases: Once::new(),
             files: SpinLock::new(BTreeMap::new()),
+            ending: Mutex::new(()),
             ring: SpinLock::new(VecDeque::new()),
             is_pressed: SpinLock::new(false),
             pressed: WaitQueue::new(),
@@ -229,6 +233,7 @@ impl PageCache {
     /// of the cache any more.
     fn forget(&self, file: &Arc<CachedFile>) -> Result<bool, FsError> {
         let key = (file.volume(), file.id());
+        let _ending = self.ending.lock();
         let mut files = self.files.lock();
         // With the table locked nobody finds it who has not found it yet.
         if !files

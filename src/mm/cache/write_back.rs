@@ -118,7 +118,7 @@ impl CachedFile {
         written
     }
 
-    fn wait_for_writes(&self, blocks: Range<u64>) {
+    pub(super) fn wait_for_writes(&self, blocks: Range<u64>) {
         drop(self.wait_while(self.lock(), |state| {
             let range = blocks.start / PAGES..blocks.end.div_ceil(PAGES);
             state.chunks.range(range).any(|(number, chunk)| {
@@ -347,6 +347,22 @@ impl PageCache {
         result
     }
 
+    /// Writes all that is dirty of one file system to its device, and returns when none of it is on its way any more,
+    /// whoever began to write it.
+    pub fn write_out(&self, volume: VolumeId) -> Result<(), FsError> {
+        loop {
+            let failed = self.counts.failed.load(Ordering::Relaxed);
+            let mut result = Ok(());
+            for file in self.files(Some(volume)) {
+                result = result.and(file.write_out());
+            }
+            // What somebody else could not write meanwhile is dirty again: it is ours to try.
+            if result.is_err() || self.counts.failed.load(Ordering::Relaxed) == failed {
+                return result;
+            }
+        }
+    }
+
     /// Whether maps show a file of the file system.
     pub fn is_mapped(&self, volume: VolumeId) -> bool {
         self.files(Some(volume)).iter().any(|file| file.is_mapped())
@@ -354,6 +370,7 @@ impl PageCache {
 
     /// Ends all files of a file system that is about to be unmounted: what is not written is lost.
     pub fn end_volume(&self, volume: VolumeId) -> Result<(), FsError> {
+        let _ending = self.ending.lock();
         let mut result = Ok(());
         for file in self.files(Some(volume)) {
             self.files.lock().remove(&(volume, file.id()));
