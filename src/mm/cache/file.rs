@@ -164,8 +164,11 @@ pub(super) struct Chunks {
     /// Each leaked from a box, and its only pointer, but for `last`.
     by_number: BTreeMap<u64, NonNull<Chunk>>,
     /// The one that was found last: most who come next want the same.
-    last: Option<(u64, NonNull<Chunk>)>,
+    last: (u64, NonNull<Chunk>),
 }
+
+/// No chunk has such a number.
+const NOTHING_FOUND: (u64, NonNull<Chunk>) = (u64::MAX, NonNull::dangling());
 
 // SAFETY: the chunks are the value's own.
 unsafe impl Send for Chunks {}
@@ -176,7 +179,7 @@ impl Chunks {
     fn new() -> Self {
         Self {
             by_number: BTreeMap::new(),
-            last: None,
+            last: NOTHING_FOUND,
         }
     }
 
@@ -184,7 +187,7 @@ impl Chunks {
     pub(super) fn find(&mut self, number: u64) -> Option<&mut Chunk> {
         match self.last {
             // SAFETY: as said above.
-            Some((last, mut chunk)) if last == number => Some(unsafe { chunk.as_mut() }),
+            (last, mut chunk) if last == number => Some(unsafe { chunk.as_mut() }),
             _ => self.find_other(number),
         }
     }
@@ -192,7 +195,7 @@ impl Chunks {
     #[inline(never)]
     fn find_other(&mut self, number: u64) -> Option<&mut Chunk> {
         let mut chunk = *self.by_number.get(&number)?;
-        self.last = Some((number, chunk));
+        self.last = (number, chunk);
         // SAFETY: as said above.
         Some(unsafe { chunk.as_mut() })
     }
@@ -204,7 +207,7 @@ impl Chunks {
     }
 
     pub(super) fn remove(&mut self, number: u64) {
-        self.last = None;
+        self.last = NOTHING_FOUND;
         if let Some(chunk) = self.by_number.remove(&number) {
             // SAFETY: leaked from a box by `insert`, and nobody has it any more.
             drop(unsafe { Box::from_raw(chunk.as_ptr()) });
