@@ -4,14 +4,16 @@
 //! where one of N mutations ended.
 
 mod common;
+#[path = "common/targets.rs"]
+mod targets;
 
-use common::targets::{change, walk};
 use common::{OPTION_SETS, Scratch, campaign, mkfs, mount};
 use pinfold::fs::ext4::Access;
 use pinfold::fs::ram_disk::RamDisk;
 use pinfold::fs::sim_disk::Random;
 use pinfold::fs::{FileKind, FileSystem, FsError};
 use std::sync::Arc;
+use targets::{change, walk};
 
 /// The blocks of an image that are neither empty nor file data, by their first bytes and contents.
 fn metadata_bytes(image: &[u8]) -> Vec<usize> {

@@ -4,12 +4,14 @@
 //! has the guided one. Where a tool that makes a target's inputs is missing, its test says so and passes.
 
 mod common;
+#[path = "common/targets.rs"]
+mod targets;
 
-use common::targets::{self, Base};
 use common::{Scratch, campaign, hostile_source, mkfs, run};
 use pinfold::fs::sim_disk::Random;
 use std::path::Path;
 use std::process::Command;
+use targets::Base;
 
 /// Calls `target` with what chance makes of up to `most` bytes; says how often it had a use for them.
 fn drive(most: u64, mut target: impl FnMut(&[u8]) -> bool) -> u64 {

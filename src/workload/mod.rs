@@ -123,7 +123,7 @@ impl Workload {
             0..4 => {
                 let at = match self.below(3) {
                     0 => len.min(MAX_LEN / 2),
-                    1 => self.below(len),
+                    1 => self.below(len.min(MAX_LEN / 2)),
                     _ => self.below(MAX_LEN / 2),
                 };
                 Step::Write(name, at, self.data(MAX_LEN / 2))

@@ -46,7 +46,6 @@ pub const OPTION_SETS: [(&str, &[&str]); 13] = [
 
 pub mod machine;
 pub mod model;
-pub mod targets;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
