@@ -26,8 +26,8 @@ const NOBODY: u64 = u64::MAX;
 /// Whether somebody sits there.
 static IS_TERMINAL: AtomicBool = AtomicBool::new(true);
 
-/// Whether a command runs that Ctrl-C is to interrupt.
-static IS_RUNNING: AtomicBool = AtomicBool::new(false);
+/// Commands that run and that Ctrl-C is to interrupt.
+static RUNNING: AtomicU64 = AtomicU64::new(0);
 
 /// Ctrl-C was typed while a command ran.
 static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -259,14 +259,17 @@ pub fn is_attached() -> bool {
 
 /// Runs `f`, which Ctrl-C interrupts: whoever takes long looks at [`is_interrupted`].
 pub(crate) fn run<R>(f: impl FnOnce() -> R) -> R {
-    IS_INTERRUPTED.store(false, Ordering::Relaxed);
-    IS_RUNNING.store(true, Ordering::Relaxed);
+    // One may run others, beside it too: an interrupt is for all of them.
+    if RUNNING.load(Ordering::Relaxed) == 0 {
+        IS_INTERRUPTED.store(false, Ordering::Relaxed);
+    }
+    RUNNING.fetch_add(1, Ordering::Relaxed);
     if is_terminal() && core::mem::take(&mut INPUT.lock().is_held) {
         // Ctrl-C must come through, whatever has been typed ahead.
         listen();
     }
     let result = f();
-    IS_RUNNING.store(false, Ordering::Relaxed);
+    RUNNING.fetch_sub(1, Ordering::Relaxed);
     result
 }
 
@@ -317,7 +320,7 @@ fn receive() -> bool {
     let mut input = INPUT.lock();
     // First: a byte that comes after the last read must announce itself again.
     uart.acknowledge_receive();
-    let is_running = IS_RUNNING.load(Ordering::Relaxed);
+    let is_running = RUNNING.load(Ordering::Relaxed) > 0;
     // A pipe waits; who types goes on typing, and Ctrl-C must come through.
     let must_take = is_running && is_terminal();
     let mut is_interrupted = false;

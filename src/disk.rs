@@ -218,7 +218,9 @@ fn add_pi_card(board: &Board, host: &SdHost, method: Option<Method>) -> Result<(
     let mailbox = kernel::mailbox().ok_or(SdHostError::NoClock)?;
     let clock = if is_arasan { Clock::Emmc } else { Clock::Emmc2 };
     let base_hz = mailbox.lock().clock_rate(clock);
-    let base_hz = base_hz.map_err(|_| SdHostError::NoClock)?;
+    // Firmware that does not know a clock may say that it stands still.
+    let base_hz = base_hz.ok().filter(|hz| *hz > 0);
+    let base_hz = base_hz.ok_or(SdHostError::NoClock)?;
     match mailbox.lock().power_card_on() {
         Ok(true) => {}
         // Where firmware does not rule it, it is on.

@@ -294,12 +294,13 @@ impl WaitQueue {
         switch_away(&mut scheduler);
         // SAFETY: `SCHEDULER` is locked.
         let has_timed_out = unsafe { (*thread.wait.get()).has_timed_out };
+        // Before it can end: nobody would drop this count then.
+        drop(thread);
         drop(scheduler);
         finish_switch();
         let guard = lock.relock(interrupts);
         if must_end_now() {
             drop(guard);
-            drop(thread);
             exit(Exit::Stopped)
         }
         (guard, has_timed_out)
@@ -434,12 +435,10 @@ fn switch_away(scheduler: &mut SpinLockGuard<'_, Scheduler>) {
 
 /// What every thread does once it runs again and has let go of the lock.
 fn finish_switch() {
+    // To give back its stacks is not to be left half done.
+    let _call = Call::enter();
     let dead = SCHEDULER.lock().dead.take();
-    if dead.is_some() {
-        // To give back its stacks is not to be left half done.
-        let _call = Call::enter();
-        drop(dead);
-    }
+    drop(dead);
 }
 
 /// Turns the boot context into the idle thread, and lets threads be spawned.
@@ -643,10 +642,10 @@ extern "C" fn thread_start() -> ! {
 #[cold]
 #[inline(never)]
 pub fn exit(how: Exit) -> ! {
+    // What follows is not to be ended in its turn.
+    with_current(|thread| thread.calls.fetch_add(1, Ordering::Relaxed));
     let thread = current();
     let dropped = thread.clone();
-    // What follows is not to be ended in its turn.
-    thread.calls.fetch_add(1, Ordering::Relaxed);
     if let Some(process) = &thread.process {
         process.remove(&thread, &how);
     }
@@ -754,6 +753,7 @@ pub fn yield_now() {
     scheduler.ready.push(current());
     switch_away(&mut scheduler);
     drop(scheduler);
+    // Whose call ends the thread, if it is to end.
     finish_switch();
 }
 

@@ -527,8 +527,13 @@ fn a_file_removed_when_the_clock_stands_at_zero_is_a_removed_file() {
 /// The block that the page cache is writing when the file grows, by another transfer or by a call.
 #[test]
 fn a_last_block_that_is_being_written_is_not_zeroed_when_the_file_grows() {
-    let grow: [fn(&Ext4, FileId); 2] = [
+    let grow: [fn(&Ext4, FileId); 3] = [
         |fs, file| fs.set_len(file, 9000).unwrap(),
+        // Twice within that block.
+        |fs, file| {
+            fs.set_len(file, 1600).unwrap();
+            fs.set_len(file, 1700).unwrap();
+        },
         |fs, file| {
             let reservation = fs.reserve(file, 8192, 1024).unwrap();
             drop(fs.allocate(file, 8192, 1024, reservation).unwrap());

@@ -108,7 +108,7 @@ make_text() {
 }
 
 # What counts is what it prints.
-box() { ./qemu.sh --timeout 200 --disk "$PROGRAMS/box.img" "$@" | tr -d '\r' | sed '1,2d' || true; }
+box() { ./qemu.sh --timeout 200 --disk "$PROGRAMS/box.img" "$@" | tr -d '\r' || true; }
 
 # What grep and wc of the PC print.
 same_as_the_pc() {

@@ -31,7 +31,7 @@ method() {
     shift 2
     cp "$SD/card.img" "$SD/work.img" || return
     # shellcheck disable=SC2046
-    said=$(./qemu.sh --timeout 60 "$@" "sd=$method $(method_commands | tr '\n' ' ')" \
+    said=$(./qemu.sh --no-disk --timeout 60 "$@" "sd=$method $(method_commands | tr '\n' ' ')" \
         $([[ "$*" == *--machine* ]] || pci_card "$SD/work.img")) || return
     echo "$said"
     grep -q "$words, by interrupt" <<<"$said" || return
@@ -61,7 +61,7 @@ missing_method_is_told() {
 suite_passes() {
     cp "$SD/card.img" "$SD/work.img" || return
     # shellcheck disable=SC2046
-    ./qemu.sh --timeout 170 selftest $(pci_card "$SD/work.img") -machine highmem=off || return
+    ./qemu.sh --no-disk --timeout 170 selftest $(pci_card "$SD/work.img") -machine highmem=off || return
     e2fsck -fn "$SD/work.img"
 }
 
@@ -101,7 +101,7 @@ card_is_taken_out() {
             echo "sum /mm/manager.rs"
         done
         echo "sum /mm/manager.rs; write /after yes"
-    } | ./qemu.sh --timeout 60 "$@" -chardev "pipe,id=monitor,path=$SD/monitor" -mon chardev=monitor,mode=readline >"$out"
+    } | ./qemu.sh --no-disk --timeout 60 "$@" -chardev "pipe,id=monitor,path=$SD/monitor" -mon chardev=monitor,mode=readline >"$out"
     cat "$out"
     [ "$(grep -c "the SD card is gone" "$out")" = 1 ] && [ "$(grep -c "the SD card is back" "$out")" = 1 ] &&
         [ "$(grep -c "sum: /fs/mod.rs: the device is gone" "$out")" = 2 ] || return
@@ -120,7 +120,7 @@ errors_are_told() {
         printf '[inject-error]\nevent = "%s"\nerrno = "5"\nonce = "off"\nsector = "%s"\n' \
             $event $((block * size / 512)) >"$SD/rules"
         # shellcheck disable=SC2046
-        said=$(./qemu.sh --timeout 60 "ls /mm; write /mm/new words; sync; sum /fs/mod.rs" $(pci_card "" \
+        said=$(./qemu.sh --no-disk --timeout 60 "ls /mm; write /mm/new words; sync; sum /fs/mod.rs" $(pci_card "" \
             "file.driver=blkdebug,file.config=$SD/rules,file.image.driver=file,file.image.filename=$SD/work.img") 2>&1) || true
         echo "$said"
         grep -q "error on host side" <<<"$said" && grep -q "^${sum%% *}" <<<"$said" || return
@@ -132,7 +132,7 @@ large_card_is_used() {
     local said
     mkfs.ext4 -q -F -E lazy_itable_init=1 "$SD/large.img" 4G || return
     # shellcheck disable=SC2046
-    said=$(./qemu.sh --timeout 60 "disks; write /new words; cp /new /copy; sync" $(pci_card "$SD/large.img")) || return
+    said=$(./qemu.sh --no-disk --timeout 60 "disks; write /new words; cp /new /copy; sync" $(pci_card "$SD/large.img")) || return
     echo "$said"
     grep -q "^mmcblk0 *4096 MiB" <<<"$said" && grep -q "(SDHC," <<<"$said" || return
     e2fsck -fn "$SD/large.img" && [ "$(debugfs -R "cat /copy" "$SD/large.img" 2>/dev/null)" = words ] && rm "$SD/large.img"
@@ -140,7 +140,7 @@ large_card_is_used() {
 
 empty_slot_is_no_disk() {
     local said
-    said=$(./qemu.sh --timeout 60 "root=mmcblk0 disks; echo-is-no-command; mem" -- -device sdhci-pci) || true
+    said=$(./qemu.sh --no-disk --timeout 60 "root=mmcblk0 disks; echo-is-no-command; mem" -- -device sdhci-pci) || true
     echo "$said"
     ! grep -q "^mmcblk\|SD host\|PCI device" <<<"$said" && grep -q "mmcblk0: no such disk" <<<"$said"
 }
@@ -151,7 +151,7 @@ damaged_table_is_told() {
         printf '\0\0\2\0\356\377\377\377\1\0\0\0\377\377\1\0' | dd of="$SD/table.img" bs=1 seek=446 conv=notrunc status=none &&
         printf '\125\252' | dd of="$SD/table.img" bs=1 seek=510 conv=notrunc status=none || return
     # shellcheck disable=SC2046
-    said=$(./qemu.sh --timeout 60 "disks" $(pci_card "$SD/table.img")) || return
+    said=$(./qemu.sh --no-disk --timeout 60 "disks" $(pci_card "$SD/table.img")) || return
     echo "$said"
     grep -q "mmcblk0: its partitions cannot be read: the GPT at sector 1 is damaged, and so is its backup" <<<"$said" &&
         grep -q "^mmcblk0 *64 MiB" <<<"$said"

@@ -9,6 +9,7 @@ use crate::arch::aarch64::board::Board;
 use crate::arch::aarch64::kernel_map::MapError;
 use crate::arch::aarch64::{interrupts_are_masked, kernel_map, layout, page, touch_program_stack};
 use crate::size::{Size, Unit};
+use crate::thread::Call;
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::ops::Range;
@@ -35,7 +36,9 @@ unsafe impl GlobalAlloc for Heap {
         // SAFETY: as the caller promises.
         let memory = unsafe { HEAP.alloc(layout) };
         if memory.is_null() && !interrupts_are_masked() {
-            // Nobody here holds a lock that this takes. What can be read again makes room.
+            // Nobody here holds a lock that this takes. What can be read again makes room; a program that is to end does
+            // so afterwards.
+            let _call = Call::enter();
             let wanted = layout.size().div_ceil(PAGE_SIZE) as u64;
             if CACHE.reclaim(wanted.max(64)) > 0 {
                 // SAFETY: as the caller promises.

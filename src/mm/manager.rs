@@ -330,12 +330,14 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     fn remove_pages(&self, range: Range<u64>) -> Result<usize, MapError> {
         let mut state = self.lock_settled(&range);
         // Maps that lie within are removed without memory; only cutting one takes some.
-        self.cut(&mut state, &range)?;
+        let mut known = self.cut(&mut state, &range)?;
         let mut touched = 0;
         let mut removed = Removed::new();
         let mut at = range.start;
-        while let Some(object) = state.maps.first_in(&(at..range.end)) {
-            let (start, end) = (object.start, object.end);
+        while let Some(Range { start, end }) = known.take().or_else(|| {
+            let map = state.maps.first_in(&(at..range.end))?;
+            Some(map.start..map.end)
+        }) {
             touched += 1;
             let mut page = start;
             loop {
@@ -870,8 +872,13 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         state
     }
 
-    /// Makes borders of maps, and of what the table holds, of the ends of `range`.
-    fn cut(&self, state: &mut State<T>, range: &Range<u64>) -> Result<(), MapError> {
+    /// Makes borders of maps, and of what the table holds, of the ends of `range`; returns where the map is that begins
+    /// there, if one does.
+    fn cut(
+        &self,
+        state: &mut State<T>,
+        range: &Range<u64>,
+    ) -> Result<Option<Range<u64>>, MapError> {
         // Where the map ends that the first page is in: most ranges end no later.
         let mut known_end = 0;
         for at in [range.start, range.end] {
@@ -879,7 +886,9 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 Ordering::Less => true,
                 Ordering::Equal => false,
                 Ordering::Greater => state.maps.find(at).is_some_and(|object| {
-                    known_end = object.end;
+                    if at == range.start {
+                        known_end = object.end;
+                    }
                     object.start < at
                 }),
             };
@@ -893,7 +902,8 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 state.maps.split(at);
             }
         }
-        Ok(())
+        let end = known_end.min(range.end);
+        Ok((end > range.start).then_some(range.start..end))
     }
 
     /// Changes every map in `range`, cut at its ends, and merges what is alike after that.

@@ -110,7 +110,9 @@ fn word_len(line: &str) -> usize {
 static ENV: Command = Command {
     name: "env",
     arguments: "[NAME=VALUE...]",
-    summary: "show the environment of programs, or set variables; without VALUE, remove them",
+    summary: "show the environment of programs, or set variables\n\n\
+        A name without a value is removed.\n\
+        Example: env NAME=value",
     run: env,
 };
 

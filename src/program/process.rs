@@ -120,7 +120,8 @@ pub fn start(program: &'static Program, arguments: Vec<String>) -> Result<Runnin
         Box::new(move || {
             let status = (program.main)(&process.arguments);
             let _call = Call::enter();
-            process.stop(status);
+            // Whoever waits for it tells the other threads to end; this one does by itself, with all that it has.
+            process.state.lock().status.get_or_insert(status);
         })
     })?;
     Ok(Running { main, process })

@@ -19,7 +19,7 @@ static HELP: Command = Command {
 
 /// The order in which `help` lists what it knows; the rest follows.
 const TOPICS: [(&str, &[&str]); 5] = [
-    ("Begin", &["demo", "help", "run"]),
+    ("Begin", &["demo", "help", "run", "env"]),
     (
         "Files",
         &[

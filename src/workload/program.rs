@@ -14,6 +14,7 @@ use crate::mm::CACHE;
 use crate::mmap::{MmapError, MmapMut};
 use crate::println;
 use crate::program::{PROGRAMS, Program};
+use crate::thread::Call;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -119,6 +120,7 @@ impl Files {
 
     /// Makes the directories, empties them, and makes that durable.
     pub(super) fn clear(&mut self) -> Result<(), MmapError> {
+        let _call = Call::enter();
         let directories = DIRECTORIES
             .iter()
             .map(|path| alloc::format!("{}{path}", self.top));
@@ -154,6 +156,7 @@ impl Files {
     }
 
     pub(super) fn take(&mut self, step: Step) -> Result<(), MmapError> {
+        let _call = Call::enter();
         match step {
             Step::Create(name) => {
                 let mut options = File::options();

@@ -21,7 +21,7 @@ mod tests;
 use super::blocks::{BLOCK_SIZE, Blocks};
 use super::host::{Bus, BusError, Command, Host, Slot, Way};
 use super::register::{self, Class, Extension, LongRegister, Protection, Response, Scr};
-use crate::fs::block::{BlockError, Operation, Request};
+use crate::fs::block::{BlockError, Durability, Operation, Request};
 use core::fmt;
 
 /// How often a transfer is tried.
@@ -164,6 +164,10 @@ pub struct Card<H> {
     has_block_addresses: bool,
     /// Where its cache is ruled, if it has one.
     cache: Option<Extension>,
+    /// Whether that may hold what was written.
+    has_unflushed: bool,
+    /// Whether it was lost with the power, or by a reset, and nobody has been told.
+    has_lost: bool,
     pace: Pace,
     /// When it was last looked for, since it is gone.
     gone_at: Option<u64>,
@@ -181,6 +185,8 @@ impl<H: Host> Card<H> {
             address: 0,
             has_block_addresses: false,
             cache: None,
+            has_unflushed: false,
+            has_lost: false,
             pace: Pace::Best,
             gone_at: None,
         };
@@ -214,6 +220,21 @@ impl<H: Host> Card<H> {
 
     /// Does what `request` asks for, and does not give up at once.
     pub fn serve(&mut self, request: &mut Request) -> Result<(), BlockError> {
+        let outcome = self.serve_until_done(request);
+        let is_flush = matches!(
+            request.operation,
+            Operation::Flush | Operation::Write(Durability::Durable)
+        );
+        if is_flush && core::mem::take(&mut self.has_lost) {
+            log::error!("the SD card was reset with writes in its cache: they are lost");
+            return outcome.and(Err(BlockError::Device {
+                offset: request.offset,
+            }));
+        }
+        outcome
+    }
+
+    fn serve_until_done(&mut self, request: &mut Request) -> Result<(), BlockError> {
         let offset = request.offset;
         if self.gone_at.is_some() {
             self.look_for_it()?;
@@ -260,6 +281,7 @@ impl<H: Host> Card<H> {
     /// Sets the card up anew, if it is the one that it was.
     #[inline(never)]
     fn return_to_work(&mut self) -> Result<(), CardError> {
+        self.has_lost |= core::mem::take(&mut self.has_unflushed);
         let cid = self.identify().map_err(|error| match error {
             CardError::Bus(BusError::NoAnswer(_)) => CardError::NoCard,
             other => other,
@@ -439,9 +461,10 @@ impl<H: Host> Card<H> {
             Operation::Read => self.transfer(Way::Read, offset, Blocks::new(&mut request.buffers)),
             Operation::Write(durability) => {
                 self.transfer(Way::Write, offset, Blocks::new(&mut request.buffers))?;
+                self.has_unflushed = self.cache.is_some();
                 match durability {
-                    crate::fs::block::Durability::Durable => self.flush(),
-                    crate::fs::block::Durability::Cached => Ok(()),
+                    Durability::Durable => self.flush(),
+                    Durability::Cached => Ok(()),
                 }
             }
             Operation::Flush => self.flush(),
@@ -501,6 +524,7 @@ impl<H: Host> Card<H> {
             self.host
                 .read_register(Command::short(READ_EXTR_SINGLE, argument), &mut page)?;
             if page[0] & 1 == 0 {
+                self.has_unflushed = false;
                 return Ok(());
             }
             if now > limit {

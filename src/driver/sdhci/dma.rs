@@ -181,7 +181,7 @@ impl Sdhci {
         self.wait_for_dma(method, command.index, limit_us(count))?;
         self.finish(method, way, command.index, blocks)?;
         blocks.advance(count as u64);
-        Ok(status)
+        Ok(status | self.status_at_stop(&shape))
     }
 
     /// Gets memory, table and the controller's addresses ready; says for how many blocks.

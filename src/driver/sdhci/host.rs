@@ -10,7 +10,7 @@ use crate::arch::aarch64::timer;
 use crate::driver::bcm_dma::Channel;
 use crate::driver::sd::blocks::{self, BLOCK_SIZE};
 use crate::driver::sd::host::{self, Bus, BusError, Host, Slot, Way};
-use crate::driver::sd::register::{LongRegister, Response};
+use crate::driver::sd::register::{LongRegister, Response, STATUS_ERRORS};
 use crate::interrupt::ListenError;
 use crate::mm::addr::{PhysAddr, VirtAddr};
 use crate::thread;
@@ -324,7 +324,7 @@ impl Sdhci {
             Ok(())
         })?;
         self.wait_for_end(command.index)?;
-        Ok(status)
+        Ok(status | self.status_at_stop(&shape))
     }
 
     #[inline(never)]
@@ -346,6 +346,17 @@ impl Sdhci {
             self.port.registers().data.set(value);
         }
         Ok(())
+    }
+
+    /// Errors of the blocks themselves, which a card tells in its answer to the command that stops a transfer, and only
+    /// there: the controller sends that command by itself, and keeps the answer in the last of the registers.
+    #[inline(never)]
+    pub(super) fn status_at_stop(&self, shape: &Shape) -> u32 {
+        if shape.count > 1 && shape.way == Way::Write {
+            self.port.registers().response[3].get() & STATUS_ERRORS
+        } else {
+            0
+        }
     }
 
     fn wait_for_end(&mut self, index: u8) -> Result<(), BusError> {

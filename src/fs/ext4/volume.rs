@@ -33,7 +33,7 @@ pub(super) struct Volume {
 pub(super) struct Open {
     /// How often.
     pub(super) count: u32,
-    /// How long the file was when a transfer to its last block was begun, which has not been [`written`](Volume::written)
+    /// The block that was the file's last when a transfer to it was begun, which has not been [`written`](Volume::written)
     /// yet: what follows the end in that block is on its way, not left from earlier.
     pub(super) filling: Option<u64>,
 }

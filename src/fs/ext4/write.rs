@@ -159,7 +159,7 @@ impl Volume {
         let (block_size, size) = (self.superblock.block_size as u64, inode.size());
         let tail = size % block_size;
         let open = self.open.get(&inode.number);
-        let is_filling = open.is_some_and(|open| open.filling == Some(size));
+        let is_filling = open.is_some_and(|open| open.filling == Some(size / block_size));
         if offset <= size || tail == 0 || size / block_size >= END || is_filling {
             return Ok(());
         }
@@ -300,7 +300,7 @@ impl Volume {
         if blocks.contains(&block)
             && let Some(open) = self.open.get_mut(&inode.number)
         {
-            open.filling = Some(inode.size());
+            open.filling = Some(block);
         }
     }
 
@@ -357,8 +357,7 @@ impl Volume {
         }
         if let Some(open) = self.open.get_mut(&number) {
             let blocks = offset / block_size..last;
-            open.filling
-                .take_if(|size| blocks.contains(&(*size / block_size)));
+            open.filling.take_if(|block| blocks.contains(block));
         }
         Ok(())
     }

@@ -1415,6 +1415,7 @@ impl MappableFile for FileHandle {
         let mut state = self.0.state.lock();
         let mut pinned = Pinned::default();
         let mut used = 0;
+        let last = state.last_touched;
         // They lie in one chunk, or in two.
         let shift = first % PAGES;
         for (number, at) in [(first / PAGES, 0), (first / PAGES + 1, PAGES - shift)] {
@@ -1438,8 +1439,9 @@ impl MappableFile for FileHandle {
             pinned.blocks |= placed(found);
             pinned.groups |= placed(groups);
             // Whether they are used nobody will know. But what is entered again, after its translations had been taken
-            // away, lies where somebody is at work, and a scan comes by once.
-            used += chunk.touch(found);
+            // away, lies where somebody is at work, and a scan comes by once. The page of the fault was asked for just now.
+            let is_here = last / PAGES == number;
+            used += chunk.touch(found & !(u64::from(is_here) << (last % PAGES)));
         }
         state.used += u64::from(used);
         pinned

@@ -104,8 +104,15 @@ impl CachedFile {
         blocks: Range<u64>,
         make_durable: impl FnOnce(&dyn FileSystem, FileId) -> Result<(), FsError>,
     ) -> Result<(), FsError> {
-        let written = self.write_back(blocks.clone());
-        self.wait_for_writes(blocks);
+        let written = loop {
+            let failed = self.cache().counts.failed.load(Ordering::Relaxed);
+            let written = self.write_back(blocks.clone());
+            self.wait_for_writes(blocks.clone());
+            // What somebody else could not write meanwhile is dirty again: it is ours to try.
+            if written.is_err() || self.cache().counts.failed.load(Ordering::Relaxed) == failed {
+                break written;
+            }
+        };
         let flushed = make_durable(self.fs(), self.id());
         let earlier = self.lock().write_error.take().map_or(Ok(()), Err);
         written.and(earlier).and(flushed)

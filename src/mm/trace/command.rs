@@ -20,7 +20,10 @@ use linkme::distributed_slice;
 static TRACE: Command = Command {
     name: "trace",
     arguments: "[on [SIZE]|off|dump [PATH]|clear]",
-    summary: "record faults and what the cache does; print that, or write it to a file",
+    summary: "record faults and what the cache does; print that, or write it to a file\n\n\
+        The record takes SIZE bytes of memory, and keeps what came last. On a PC\n\
+        pinfold-tools makes a picture of a dump.\n\
+        Example: trace on; mapsum /big; trace dump /trace",
     run: trace,
 };
 

@@ -522,6 +522,10 @@ fn newest_header<E>(bytes: &[u8]) -> Result<Header, Error<E>> {
         (Some(_), Some(b)) => b,
     };
     let at = Header::place(newest.number) as u64;
+    if newest.number == u64::MAX {
+        let what = "a header with a number that none can follow";
+        return Err(Error::Damaged { what, at });
+    }
     let end = newest.end;
     if end < START as u64 || end > bytes.len() as u64 {
         let what = "a header whose end is outside of the file";

@@ -128,6 +128,13 @@ pub struct Window {
 }
 
 impl Window {
+    /// Out of reach.
+    const NOTHING: Self = Self {
+        bus: 0,
+        physical: PhysAddr(0),
+        size: 0,
+    };
+
     /// This window, whose addresses are such as `above` turns into ours; `None` where it does not begin within that.
     fn through(self, above: Self) -> Option<Self> {
         let offset = self.physical.0.checked_sub(above.bus)?;
@@ -252,15 +259,19 @@ impl<'t> Bus<'_, 't> {
         let Some(range) = self.dma_ranges.filter(|range| !range.is_empty()) else {
             return above;
         };
-        let window = Window {
-            bus: number(range, 0, here)?,
-            physical: PhysAddr(number(range, here, up)?),
-            size: number(range, here + up, self.cells.size)?,
+        let window = || {
+            let window = Window {
+                bus: number(range, 0, here)?,
+                physical: PhysAddr(number(range, here, up)?),
+                size: number(range, here + up, self.cells.size)?,
+            };
+            match above {
+                Some(above) => window.through(above),
+                None => Some(window),
+            }
         };
-        match above {
-            Some(above) => window.through(above),
-            None => Some(window),
-        }
+        // What cannot be understood must not be taken for all memory.
+        Some(window().unwrap_or(Window::NOTHING))
     }
 
     /// What a PCI host that is on this bus lets the core reach: kind of space (PCI Bus Binding, `phys.hi` bits 24 and

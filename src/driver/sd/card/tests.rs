@@ -277,6 +277,24 @@ fn a_cache_is_turned_on_and_flushed() {
 }
 
 #[test]
+fn what_a_cache_lost_is_told_by_the_next_flush_once() {
+    let mut sim = high_capacity();
+    sim.give_cache();
+    let mut card = start(sim);
+    write(&mut card, 0, &pattern(512)).expect("a write");
+    let same = card.host.take_out();
+    assert_eq!(read(&mut card, 0, 512), Err(BlockError::Removed));
+    card.host.put_in(same);
+    wait(&card);
+    read(&mut card, 0, 512).expect("a card that is back");
+    let lost = Err(BlockError::Device { offset: 0 });
+    assert_eq!(card.serve(&mut request(Operation::Flush, 0, &[])), lost);
+    assert_eq!(card.serve(&mut request(Operation::Flush, 0, &[])), Ok(()));
+    write(&mut card, 0, &pattern(512)).expect("a write");
+    assert_eq!(card.serve(&mut request(Operation::Flush, 0, &[])), Ok(()));
+}
+
+#[test]
 fn a_card_without_a_cache_has_nothing_to_flush() {
     let mut card = start(high_capacity());
     assert!(!card.has_cache());
