@@ -127,46 +127,19 @@ global_asm!(
     str     x3, [sp, #248]
     .endm
 
-    // x0-x30, the stack pointer and the exception's registers; sp = &TrapFrame, x29 = its frame record
-    .macro SAVE_REST
-    stp     x2, x3, [sp, #16]
-    stp     x4, x5, [sp, #32]
-    stp     x6, x7, [sp, #48]
-    stp     x8, x9, [sp, #64]
-    stp     x10, x11, [sp, #80]
-    stp     x12, x13, [sp, #96]
-    stp     x14, x15, [sp, #112]
-    stp     x16, x17, [sp, #128]
-    stp     x18, x19, [sp, #144]
-    stp     x20, x21, [sp, #160]
-    stp     x22, x23, [sp, #176]
-    stp     x24, x25, [sp, #192]
-    stp     x26, x27, [sp, #208]
-    stp     x28, x29, [sp, #224]
-    mrs     x2, ELR_EL1
-    mrs     x3, SPSR_EL1
-    stp     x2, x3, [sp, #{elr}]
-    stp     x29, x2, [sp, #{record}]
-    add     x29, sp, #{record}
-    mrs     x2, ESR_EL1
-    mrs     x3, FAR_EL1
-    stp     x2, x3, [sp, #{esr}]
-    .endm
-
+    // All of it; sp and x0 = &TrapFrame, x29 = its frame record.
     .macro SAVE_SP0
     sub     sp, sp, #{size}
-    stp     x0, x1, [sp]
-    mrs     x0, SP_EL0
-    stp     x30, x0, [sp, #240]
-    SAVE_REST
+    SAVE_CALLER_SAVED
+    mrs     x3, SP_EL0
+    SAVE_OTHERS
     mov     x0, sp
     .endm
 
     .macro SAVE_SPX
-    stp     x0, x1, [sp]
-    add     x0, sp, #{size}
-    stp     x30, x0, [sp, #240]
-    SAVE_REST
+    SAVE_CALLER_SAVED
+    add     x3, sp, #{size}
+    SAVE_OTHERS
     mov     x0, sp
     .endm
 
@@ -311,11 +284,10 @@ spx_overflow:
     mov     sp, x0
     mrs     x0, TPIDR_EL0
     sub     sp, sp, #{size}
-    stp     x0, x1, [sp]
-    mrs     x0, TPIDRRO_EL0
-    add     x0, x0, #{size}         // as it was before the frame
-    stp     x30, x0, [sp, #240]
-    SAVE_REST
+    SAVE_CALLER_SAVED
+    mrs     x3, TPIDRRO_EL0
+    add     x3, x3, #{size}         // as it was before the frame
+    SAVE_OTHERS
     mov     x0, sp
     bl      {on_overflow}
     "#,
