@@ -27,6 +27,7 @@ use super::object::{
 use super::table::{Access, Kind, PageTable, Present, Protection, Removed, Run, Stores};
 use super::trace::{NO_FILE, Place};
 use crate::sync::{SpinLock, SpinLockGuard, WaitQueue};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cmp::Ordering;
 use core::fmt;
@@ -159,6 +160,8 @@ pub(super) struct State<T> {
 pub struct MemoryMapManager<'f, T> {
     pub(super) frames: &'f Frames,
     pub(super) state: SpinLock<State<T>>,
+    /// The pages where maps may be.
+    limits: Range<u64>,
     /// Where those wait who need addresses that somebody is removing maps from.
     settled: WaitQueue,
     /// Who asks.
@@ -174,12 +177,13 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         Self {
             frames,
             state: SpinLock::new(State {
-                maps: Maps::new(limits),
+                maps: Maps::new(limits.clone()),
                 table,
                 stream: Stream::default(),
                 next_of_file: u64::MAX,
                 counts: FaultCounts::NONE,
             }),
+            limits,
             settled: WaitQueue::new(),
             holder: || 0,
             reclaim: || false,
@@ -332,6 +336,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         // Maps that lie within are removed without memory; only cutting one takes some.
         let mut known = self.cut(&mut state, &range)?;
         let mut touched = 0;
+        let mut let_others_in = false;
         let mut removed = Removed::new();
         let mut at = range.start;
         while let Some(Range { start, end }) = known.take().or_else(|| {
@@ -347,6 +352,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 }
                 // It takes long. Let others in, who will not find the map any more.
                 state.maps.let_die(start);
+                let_others_in = true;
                 drop(state);
                 state = self.state.lock();
             }
@@ -354,7 +360,9 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             at = end;
         }
         drop(state);
-        self.settled.wake_all();
+        if let_others_in {
+            self.settled.wake_all();
+        }
         Ok(touched)
     }
 
@@ -588,7 +596,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             copy.start = moved;
             copy.is_locked = false;
             copy.holder = (self.holder)();
-            state.maps.insert(copy);
+            state.maps.insert(Box::new(copy));
             if self.check_heap_room().is_err() {
                 drop(state);
                 self.remove_pages(to..to + len)?;
@@ -663,10 +671,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             return Ok(false);
         }
         let start = last.start;
-        if let Some(object) = state.maps.at(start) {
-            object.end = new_end;
-        }
-        state.maps.merge(new_end);
+        state.maps.grow(start, new_end);
         Ok(true)
     }
 
@@ -834,7 +839,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         }
         let start = base.page().0;
         let range = start..start + pages_of(length)?;
-        match self.state.lock().maps.may_hold(&range) {
+        match self.limits.start <= range.start && range.end <= self.limits.end {
             true => Ok(range),
             false => Err(MapError::OutOfRange),
         }
@@ -921,10 +926,13 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         range: &Range<u64>,
         f: impl Fn(&mut MemoryMappedObject),
     ) -> Result<usize, MapError> {
-        self.cut(state, range)?;
+        let mut known = self.cut(state, range)?;
         let mut touched = 0;
         let mut at = range.start;
-        while let Some(object) = state.maps.starting_in(at..range.end) {
+        while let Some(object) = match known.take() {
+            Some(first) => state.maps.at(first.start),
+            None => state.maps.starting_in(at..range.end),
+        } {
             f(object);
             let (start, end) = (object.start, object.end);
             touched += 1;

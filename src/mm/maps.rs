@@ -4,7 +4,9 @@ use super::object::{
     Backing, Condition, FileKey, MappableFile, MemoryMappedObject, Pattern, Sharing,
 };
 use super::table::Protection;
-use alloc::collections::{BTreeMap, BTreeSet};
+use super::tree::Tree;
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use core::ops::Range;
 
@@ -41,7 +43,7 @@ impl HotFile {
 
 /// The maps. They do not overlap.
 pub(super) struct Maps {
-    by_start: BTreeMap<u64, MemoryMappedObject>,
+    by_start: Tree<Box<MemoryMappedObject>>,
     /// The first pages of the maps of each file.
     of_files: BTreeSet<(FileKey, u64)>,
     /// The anonymous map that was found last; emptied by every change.
@@ -54,7 +56,7 @@ pub(super) struct Maps {
     limits: Range<u64>,
     /// Where maps are put that may be anywhere.
     area: Range<u64>,
-    /// What was given back last: where the next map is tried first.
+    /// What was given back last, and is free: where the next map is tried first.
     last_freed: Range<u64>,
     /// Maps that are being removed.
     dying: usize,
@@ -65,7 +67,7 @@ impl Maps {
         // The lower half of the addresses is left to those who ask for some.
         let area = limits.start + (limits.end - limits.start) / 2..limits.end;
         Self {
-            by_start: BTreeMap::new(),
+            by_start: Tree::new(),
             of_files: BTreeSet::new(),
             last: None,
             last_file: None,
@@ -159,14 +161,15 @@ impl Maps {
 
     /// The map that `page` is in.
     pub(super) fn find(&self, page: u64) -> Option<&MemoryMappedObject> {
-        let (_, object) = self.by_start.range(..=page).next_back()?;
+        let object = self.by_start.floor(page)?;
         (page < object.end).then_some(object)
     }
 
     /// The map that starts at `start`, to be changed in anything but its place.
     pub(super) fn at(&mut self, start: u64) -> Option<&mut MemoryMappedObject> {
         self.forget_last();
-        self.by_start.get_mut(&start)
+        let object = self.by_start.floor_mut(start)?;
+        (object.start == start).then_some(object)
     }
 
     /// The first map that has a page in `range`.
@@ -177,43 +180,47 @@ impl Maps {
         if let Some(object) = self.find(range.start) {
             return Some(object);
         }
-        let mut after = self.by_start.range(range.start..range.end);
-        after.next().map(|(_, object)| object)
+        self.from(range.start)
+            .filter(|object| object.start < range.end)
+    }
+
+    /// The first map that starts at `page` or behind it.
+    fn from(&self, page: u64) -> Option<&MemoryMappedObject> {
+        self.by_start.ceiling(page).map(|object| &**object)
     }
 
     /// The first map that starts in `range`, to be changed in anything but its place.
     pub(super) fn starting_in(&mut self, range: Range<u64>) -> Option<&mut MemoryMappedObject> {
-        if range.is_empty() {
+        let start = self.from(range.start)?.start;
+        if start >= range.end {
             return None;
         }
-        self.forget_last();
-        self.by_start
-            .range_mut(range)
-            .next()
-            .map(|(_, object)| object)
+        self.at(start)
     }
 
     /// All maps that have a page in `range`.
     pub(super) fn all_in(&self, range: &Range<u64>) -> impl Iterator<Item = &MemoryMappedObject> {
-        let start = self.find(range.start).map_or(range.start, |o| o.start);
-        self.by_start
-            .range(start..range.end.max(start))
-            .map(|(_, object)| object)
+        let end = range.end;
+        let first = self.first_in(range);
+        core::iter::successors(first, |object| self.from(object.end))
+            .take_while(move |object| object.start < end)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &MemoryMappedObject> {
-        self.by_start.values()
+        core::iter::successors(self.from(0), |object| self.from(object.end))
     }
 
     /// The first map of `file` from page `from` on.
     pub(super) fn next_of_file(&self, file: FileKey, from: u64) -> Option<&MemoryMappedObject> {
         let mut maps = self.of_files.range((file, from)..=(file, u64::MAX));
-        maps.next().and_then(|(_, start)| self.by_start.get(start))
+        let (_, start) = maps.next()?;
+        self.find(*start)
     }
 
     /// Adds a map where there is none.
-    pub(super) fn insert(&mut self, object: MemoryMappedObject) {
+    pub(super) fn insert(&mut self, object: Box<MemoryMappedObject>) {
         self.forget_last();
+        self.take_addresses(object.start..object.end);
         if let Some(file) = object.file_key() {
             self.of_files.insert((file, object.start));
         }
@@ -223,23 +230,38 @@ impl Maps {
     /// Adds a map where there is none, to its neighbours if they are alike.
     pub(super) fn insert_merging(&mut self, object: MemoryMappedObject) {
         let end = object.end;
-        let before = self.by_start.range_mut(..object.start).next_back();
-        match before {
-            Some((_, before)) if before.continues_with(&object) => {
+        match self.by_start.floor_mut(object.start) {
+            Some(before) if before.continues_with(&object) => {
                 before.end = end;
                 self.forget_last();
+                self.take_addresses(object.start..end);
             }
-            _ => self.insert(object),
+            _ => self.insert(Box::new(object)),
         }
-        if self.by_start.contains_key(&end) {
+        self.merge(end);
+    }
+
+    /// Lets the map that starts at `start` end at `end`; nothing is in the way.
+    pub(super) fn grow(&mut self, start: u64, end: u64) {
+        if let Some(object) = self.at(start) {
+            let old_end = object.end;
+            object.end = end;
+            self.take_addresses(old_end..end);
             self.merge(end);
         }
     }
 
+    /// Notes that something is mapped in `range` now.
+    fn take_addresses(&mut self, range: Range<u64>) {
+        if range.start < self.last_freed.end && self.last_freed.start < range.end {
+            self.last_freed = 0..0;
+        }
+    }
+
     /// Takes the map that starts at `start` out; its addresses can be had again.
-    pub(super) fn remove(&mut self, start: u64) -> Option<MemoryMappedObject> {
+    pub(super) fn remove(&mut self, start: u64) -> Option<Box<MemoryMappedObject>> {
         self.forget_last();
-        let object = self.by_start.remove(&start)?;
+        let object = self.by_start.remove(start)?;
         self.forget_file_of(&object);
         if object.condition == Condition::Dying {
             self.dying -= 1;
@@ -273,30 +295,28 @@ impl Maps {
 
     /// Cuts the map that goes across `at` in two.
     pub(super) fn split(&mut self, at: u64) {
-        let Some((start, object)) = self.by_start.range_mut(..at).next_back() else {
-            return;
-        };
-        if object.end > at {
-            debug_assert!(*start < at);
+        if let Some(object) = self.by_start.floor_mut(at)
+            && object.start < at
+            && at < object.end
+        {
             let rest = object.split(at);
-            self.insert(rest);
+            self.insert(Box::new(rest));
         }
     }
 
     /// Makes one of the map that ends at `at` and the one that starts there, if they are alike.
     pub(super) fn merge(&mut self, at: u64) {
-        // One way down the tree for both.
-        let mut down_from_here = self.by_start.range_mut(..=at);
-        let (Some((start, next)), Some((_, object))) =
-            (down_from_here.next_back(), down_from_here.next_back())
-        else {
+        let Some([object, next]) = self.by_start.last_two(at) else {
             return;
         };
-        if *start == at && object.continues_with(next) {
-            object.end = next.end;
+        if next.start == at
+            && object.continues_with(next)
+            && let Some(next) = self.by_start.remove(at)
+        {
             self.forget_last();
-            if let Some(object) = self.by_start.remove(&at) {
-                self.forget_file_of(&object);
+            self.forget_file_of(&next);
+            if let Some(object) = self.by_start.floor_mut(at) {
+                object.end = next.end;
             }
         }
     }
@@ -309,8 +329,9 @@ impl Maps {
 
     /// Whether no map has a page in `range`.
     pub(super) fn is_free(&self, range: &Range<u64>) -> bool {
-        match self.by_start.range(..range.end).next_back() {
-            Some((_, object)) => object.end <= range.start,
+        // There is no map without pages, so none starts below `range` and ends above it.
+        match self.by_start.floor(range.end - 1) {
+            Some(object) => object.end <= range.start,
             None => true,
         }
     }
@@ -323,21 +344,19 @@ impl Maps {
         };
         let start = self.last_freed.start.next_multiple_of(alignment);
         let range = start..start.checked_add(len)?;
-        if range.end <= self.last_freed.end && is_in(&self.area, &range) && self.is_free(&range) {
+        if range.end <= self.last_freed.end && is_in(&self.area, &range) {
             self.last_freed.start = range.end;
             return Some(start);
         }
-        let top = match self.by_start.last_key_value() {
-            Some((_, object)) => object.end.max(self.area.start),
-            None => self.area.start,
-        };
+        let last = self.by_start.floor(self.limits.end);
+        let top = last.map_or(self.area.start, |last| last.end.max(self.area.start));
         let start = top.next_multiple_of(alignment);
         let range = start..start.checked_add(len)?;
         if is_in(&self.area, &range) {
             return Some(start);
         }
         // All addresses were used once: now it takes a look at every gap.
-        let ends = self.by_start.values().map(|object| object.end);
+        let ends = self.all().map(|object| object.end);
         core::iter::once(self.limits.start)
             .chain(ends)
             .filter_map(|end| {
@@ -350,17 +369,15 @@ impl Maps {
 
     /// Panics where the maps overlap, are empty or lie outside.
     pub(super) fn check(&self) {
+        assert!(self.first_in(&self.last_freed).is_none());
         let mut end = self.limits.start;
         let mut dying = 0;
-        let files = self
-            .by_start
-            .values()
-            .filter_map(|object| object.file_key());
+        let files = self.all().filter_map(|object| object.file_key());
         assert_eq!(files.count(), self.of_files.len());
-        for (start, object) in &self.by_start {
-            let file = object.file_key().map(|file| (file, *start));
+        assert_eq!(self.all().count(), self.by_start.len());
+        for object in self.all() {
+            let file = object.file_key().map(|file| (file, object.start));
             assert!(file.is_none_or(|file| self.of_files.contains(&file)));
-            assert_eq!(*start, object.start);
             assert!(object.start >= end && object.end > object.start);
             assert!(object.end <= self.limits.end);
             end = object.end;

@@ -12,6 +12,7 @@ pub mod object;
 pub mod table;
 pub mod trace;
 mod trap;
+mod tree;
 
 #[cfg(target_os = "none")]
 mod bench;

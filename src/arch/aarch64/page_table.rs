@@ -705,6 +705,7 @@ impl<'f, M: Mmu> PageTables<'f, M> {
     }
 
     /// As [`walk`](Self::walk), but ends above a shared table of zeros.
+    #[inline(always)]
     fn walk_to_own(&self, page: u64) -> Place {
         let place = self.walk(page);
         if place.level == PAGE_LEVEL && self.is_zero_table(place.table) {
@@ -1101,7 +1102,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
                 if first < rest.start || first + span > rest.end {
                     if self.create(rest.start, PAGE_LEVEL).is_err() {
                         // What was removed so far must still leave the TLB.
-                        self.finish_removal(forget, freed);
+                        self.finish_removal(forget, &freed);
                         return Err(OutOfFrames);
                     }
                     continue;
@@ -1128,7 +1129,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
             }
             rest.start = first + span;
         }
-        self.finish_removal(forget, freed);
+        self.finish_removal(forget, &freed);
         Ok(Page(rest.start.min(range.end.0)))
     }
 }
@@ -1193,14 +1194,14 @@ impl<M: Mmu> PageTables<'_, M> {
     }
 
     /// The TLB forgets, and then the tables are free.
-    fn finish_removal(&mut self, mut forget: Forget, freed: FreedTables) {
+    fn finish_removal(&mut self, mut forget: Forget, freed: &FreedTables) {
         if !freed.is_empty() {
             self.last = None;
             forget.is_walk = true;
         }
         self.forget(forget);
         for table in freed {
-            self.frames.free(table, Owner::PageTable);
+            self.frames.free(*table, Owner::PageTable);
         }
     }
 }
