@@ -1,7 +1,7 @@
 //! How fast the first disk is by itself, and files on it through the file system.
 //!
-//! Rows of `mmapbench`'s section `raw`; `file_write` and `file_read`, 1 MiB at a time, the second from the page cache; and
-//! what the device takes of the same file directly.
+//! Rows of `mmapbench`'s section `raw`; a file written, read from the disk and read from the page cache, 1 MiB at a time;
+//! and what the device takes and gives of the same file directly.
 
 use super::list;
 use crate::arch::aarch64::{pmu, timer};
@@ -11,6 +11,7 @@ use crate::fs::block::{BlockDevice, Buffer, Completion, Durability, Operation, R
 use crate::fs::blocking;
 use crate::fs::vfs::LastLink;
 use crate::fs::{Backing, FileKind, FsError};
+use crate::mm::CACHE;
 use crate::println;
 use crate::sync::{SpinLock, WaitQueue};
 use alloc::boxed::Box;
@@ -36,9 +37,18 @@ const MIB: usize = 1 << 20;
 const SPAN: u64 = 256 << 20;
 
 /// Median of some spans of time, in nanoseconds.
-fn median_ns(mut f: impl FnMut() -> Result<(), &'static str>) -> Result<u64, &'static str> {
+fn median_ns(f: impl FnMut() -> Result<(), &'static str>) -> Result<u64, &'static str> {
+    median_ns_after(|| {}, f)
+}
+
+/// The same, with something to be done before each, which does not count.
+fn median_ns_after(
+    mut before: impl FnMut(),
+    mut f: impl FnMut() -> Result<(), &'static str>,
+) -> Result<u64, &'static str> {
     let mut spans = Vec::new();
     for _ in 0..REPETITIONS {
+        before();
         let start = timer::now();
         pmu::mark_begin();
         let result = f();
@@ -184,15 +194,32 @@ fn file() -> Result<(), &'static str> {
             blocking::flush(&*device).map_err(|_| "the disk fails")
         })?;
         print_rate("file_write_direct_1024k", span, direct);
-        let read = median_ns(|| {
+        let mut read = || {
             for offset in (0..span).step_by(MIB) {
                 if fs.read_at(file, offset, &mut bytes).map_err(failed)? != MIB {
                     return Err("a read is short");
                 }
             }
             Ok(())
+        };
+        let cold = median_ns_after(|| CACHE.drop_clean(), &mut read)?;
+        let cached = median_ns(&mut read)?;
+        print_rate("file_read_cold", span, cold);
+        let mut reader = Reader::new(device, MIB);
+        let direct = median_ns(|| {
+            for extent in &extents {
+                let Backing::Written(place) = extent.backing else {
+                    return Err("the file has a hole");
+                };
+                // What is left of an extent is read with what follows it.
+                for at in (0..extent.len).step_by(MIB) {
+                    reader.read(place + at)?;
+                }
+            }
+            Ok(())
         })?;
-        print_rate("file_read", span, read);
+        print_rate("file_read_direct_1024k", span, direct);
+        print_rate("file_read", span, cached);
         Ok(())
     };
     let result = measure();

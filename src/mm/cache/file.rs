@@ -8,7 +8,7 @@ use crate::arch::page;
 use crate::fs::block::{BlockDevice, BlockError};
 use crate::fs::{FileId, FileKind, FileSystem, FsError, Reservation};
 use crate::mm::addr::{Frame, PAGE_SIZE};
-use crate::mm::frame::{Owner, Urgency};
+use crate::mm::frame::{Frames, Owner, Urgency};
 use crate::mm::object::{
     BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Pinned, SyncMode, Which,
 };
@@ -156,6 +156,48 @@ impl State {
         if let Some(chunk) = self.chunk(block) {
             self.used += u64::from(chunk.touch(1 << (block % PAGES)));
         }
+    }
+
+    /// Copies bytes from `at`, which lies in the file, on: those of resident pages and of holes, up to the end of a group
+    /// of pages. Says how many, and where it stopped for what follows to be read.
+    fn copy_out(&mut self, frames: &Frames, at: u64, bytes: &mut [u8]) -> (usize, Option<u64>) {
+        let first = at / PAGE;
+        let end = (first - first % GROUP + GROUP) * PAGE;
+        let len = (bytes.len() as u64).min(self.size.min(end) - at) as usize;
+        let Some(chunk) = self.chunks.find(first / PAGES) else {
+            return (0, None);
+        };
+        let (mut done, mut asked_for, mut edge) = (0, 0, None);
+        while done < len && edge.is_none() {
+            let block = (at + done as u64) / PAGE;
+            let from = (at + done as u64) as usize % PAGE_SIZE;
+            let to = &mut bytes[done..len.min(done + PAGE_SIZE - from)];
+            match chunk.slot((block % PAGES) as u32) {
+                Slot::Resident(frame) => {
+                    // SAFETY: the frame is the cache's, and stays with the lock held; programs may store to it, and then
+                    // any of the bytes is right.
+                    unsafe {
+                        let start = frames.pointer(frame).add(from);
+                        to.as_mut_ptr().copy_from_nonoverlapping(start, to.len());
+                    }
+                    let bit = 1 << (block % PAGES);
+                    asked_for |= bit;
+                    edge = (chunk.edge & bit != 0).then_some(block);
+                }
+                Slot::Hole => to.fill(0),
+                Slot::Busy | Slot::Absent => break,
+            }
+            done += to.len();
+        }
+        self.hits += u64::from(asked_for.count_ones());
+        // Reads of parts of a page, one after the other, ask for it once.
+        let (number, last) = (first / PAGES, self.last_touched);
+        let again = u64::from(last / PAGES == number) << (last % PAGES);
+        self.used += u64::from(chunk.touch(asked_for & !again));
+        if asked_for != 0 {
+            self.last_touched = number * PAGES + u64::from(asked_for.ilog2());
+        }
+        (done, edge)
     }
 }
 
@@ -884,38 +926,21 @@ impl CachedFile {
             if at >= state.size {
                 break;
             }
-            let (block, from) = (at / PAGE, (at % PAGE) as usize);
-            let len = (PAGE_SIZE - from).min(bytes.len() - done);
-            let len = len.min(usize::try_from(state.size - at).unwrap_or(len));
-            let to = &mut bytes[done..done + len];
-            match state.slot(block) {
-                Slot::Resident(frame) => {
-                    // SAFETY: the frame is the cache's, and stays with the lock held; programs may store to it, and
-                    // then any of the bytes is right.
-                    unsafe {
-                        let start = self.pointer(frame).add(from);
-                        to.as_mut_ptr().copy_from_nonoverlapping(start, len);
-                    }
-                    state.touch(block);
-                    let bit = 1 << (block % PAGES);
-                    let is_edge = state
-                        .chunk(block)
-                        .is_some_and(|chunk| chunk.edge & bit != 0);
-                    drop(state);
-                    trace::record(Kind::Read, self.number, block..block + 1);
-                    if is_edge {
-                        self.read_ahead(block);
-                    }
-                    done += len;
-                }
-                Slot::Hole => {
-                    to.fill(0);
-                    done += len;
-                }
-                Slot::Busy | Slot::Absent => {
-                    drop(state);
-                    self.prime(block, Pattern::Normal)?;
-                }
+            let (len, edge) = state.copy_out(self.cache.frames, at, &mut bytes[done..]);
+            drop(state);
+            done += len;
+            let block = at / PAGE;
+            if len == 0 {
+                self.prime(block, Pattern::Normal)?;
+                continue;
+            }
+            trace::record(
+                Kind::Read,
+                self.number,
+                block..(at + len as u64).div_ceil(PAGE),
+            );
+            if let Some(edge) = edge {
+                self.read_ahead(edge);
             }
         }
         Ok(done)
