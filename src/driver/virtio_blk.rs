@@ -26,6 +26,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
 use core::slice;
+use core::sync::atomic::{Ordering, fence};
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
@@ -260,8 +261,16 @@ impl<T: Transport> VirtioBlk<T> {
 
     /// Completes what the device has finished; its interrupt handler.
     pub fn on_interrupt(&self) {
-        self.ring.lock().transport.ack_interrupt();
-        self.complete_finished();
+        // Until the device has nothing more to tell: where it sets its status while it is being told that the last one was
+        // seen, its line stays up, and whoever waits for an edge (QEMU's device tree says so) never sees one again. QEMU
+        // does that when a thread of its own serves the disk.
+        loop {
+            let status = self.ring.lock().transport.ack_interrupt();
+            self.complete_finished();
+            if status.is_empty() {
+                return;
+            }
+        }
     }
 
     fn complete_finished(&self) {
@@ -293,7 +302,7 @@ impl<T: Transport> VirtioBlk<T> {
         };
         let end = timer::now() + timer::ticks_from_us(LOOK_US);
         while timer::now() < end {
-            self.complete_finished();
+            self.on_interrupt();
             if self.ring.lock().answered_if_waiting() != Some(answered) {
                 return;
             }
@@ -408,6 +417,8 @@ impl<T: Transport> Ring<T> {
         match added {
             Ok(token) => {
                 self.flights[usize::from(token)] = Some(flight);
+                // What was added is seen before it is asked whether the device wants to hear of it: virtio 1.2, 2.7.13.4.1.
+                fence(Ordering::SeqCst);
                 if self.queue.should_notify() {
                     self.transport.notify(0);
                 }
@@ -434,6 +445,9 @@ impl<T: Transport> Ring<T> {
             let offset = flight.request.offset;
             return Some((flight, Err(BlockError::Device { offset })));
         }
+        // Up to where answers were taken, which says from where on the device interrupts, is seen before it is looked for
+        // one more: virtio 1.2, 2.7.14.
+        fence(Ordering::SeqCst);
         let token = self.queue.peek_used()?;
         // A token the device made up belongs to no flight; then nothing it says can be believed.
         let Some(flight) = self

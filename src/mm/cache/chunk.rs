@@ -134,11 +134,16 @@ impl Chunk {
 
     /// An absent group begins to be filled, all in frames from `first` on, which is a multiple of their number.
     pub fn begin_group(&mut self, i: u32, first: Frame) {
+        let group = group_of(i);
         debug_assert!(u64::from(i).is_multiple_of(GROUP) && first.0.is_multiple_of(GROUP));
-        for k in 0..GROUP as u32 {
-            self.begin(i + k, Frame(first.0 + u64::from(k)));
-        }
-        self.grouped |= group_of(i);
+        debug_assert_eq!((self.resident | self.busy | self.hole) & group, 0);
+        self.busy |= group;
+        self.failed &= !group;
+        self.grouped |= group;
+        let frames = self.frames[i as usize..][..GROUP as usize].iter_mut();
+        frames
+            .zip(first.0..)
+            .for_each(|(frame, number)| *frame = Frame(number));
     }
 
     /// A busy page has its bytes.

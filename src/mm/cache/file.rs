@@ -619,27 +619,23 @@ impl CachedFile {
                 GROUP => chunk.begin_group((at % PAGES) as u32, frame),
                 _ => chunk.begin((at % PAGES) as u32, frame),
             }
-            for i in 0..count {
-                let block = at + i;
-                let bit = 1 << (block % PAGES);
-                frames.push(Frame(frame.0 + i));
-                let is_refault = chunk.evicted & bit != 0;
-                chunk.evicted &= !bit;
-                if wanted != Some(block) {
-                    chunk.ahead |= bit;
-                    // Nobody had time to ask for it yet: the hand spares it once.
-                    chunk.heat[0] |= bit;
-                    add(&self.cache.counts.read_ahead, 1);
-                }
-                if is_refault {
-                    // Evicted too early: the next rounds of the hand spare it.
-                    chunk.heat = chunk.heat.map(|heat| heat | bit);
-                    add(&self.cache.counts.refaults, 1);
-                }
-                if window.edge == Some(block) {
-                    chunk.edge |= bit;
-                }
-            }
+            frames.extend((frame.0..frame.0 + count).map(Frame));
+            let pages = mask(at % PAGES, at % PAGES + count);
+            let bit_of = |block: Option<u64>| match block {
+                Some(block) if block / PAGES == at / PAGES => pages & 1 << (block % PAGES),
+                _ => 0,
+            };
+            // Nobody had time to ask for them yet: the hand spares them once.
+            let ahead = pages & !bit_of(wanted);
+            chunk.ahead |= ahead;
+            chunk.heat[0] |= ahead;
+            add(&self.cache.counts.read_ahead, ahead.count_ones().into());
+            // Evicted too early: the next rounds of the hand spare them.
+            let refaults = chunk.evicted & pages;
+            chunk.evicted &= !pages;
+            chunk.heat = chunk.heat.map(|heat| heat | refaults);
+            add(&self.cache.counts.refaults, refaults.count_ones().into());
+            chunk.edge |= bit_of(window.edge);
             at += count;
         }
         Ok(Some(Run { first, frames }))
