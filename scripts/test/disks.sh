@@ -167,6 +167,14 @@ END
     [[ "$said" == *"PCI device 00:01.0: "* ]]
 }
 
+# A disk that a thread of QEMU's own serves, so that it answers while the machine runs.
+threaded_disk_works() {
+    mkfs.ext4 -q -F "$DISKS/threaded.img" 512M || return
+    ./qemu.sh --no-disk --timeout 120 "bench file" -- -object iothread,id=thread \
+        -drive "if=none,id=a,format=raw,file=$DISKS/threaded.img" -device virtio-blk-device,drive=a,iothread=thread &&
+        e2fsck -fn "$DISKS/threaded.img" && rm "$DISKS/threaded.img"
+}
+
 # What is free is given back to the PC's disk; what is not free stays.
 free_space_is_given_back() {
     local folder=$DISKS/trim before after
@@ -195,6 +203,7 @@ for pi in raspi3b raspi4b; do
     check "$pi writes a tree to its card" tree_is_written --machine $pi
 done
 check "disks on PCI work" pci_disks_work
+check "a disk with a thread of its own works" threaded_disk_works
 check "fsck-info says what dumpe2fs says" superblock_is_told
 check "a FAT volume is mounted, read and written" fat_is_mounted
 check "a machine cut short loses nothing that was synced" cuts_lose_nothing
