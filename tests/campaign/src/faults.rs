@@ -108,7 +108,7 @@ fn judge(history: &History, steps: u64, ended: Ended) -> Result<(), String> {
     };
     for (who, tree) in [
         ("the library", judge::recovered_by_us(disk.image.clone())),
-        ("e2fsck", judge::recovered_by_e2fsck(disk.image.clone())),
+        ("e2fsck", judge::recovered_by_e2fsck(&disk.image)),
     ] {
         let checked = tree.and_then(|tree| match range {
             Some((acknowledged, last)) => history.check(&tree, acknowledged, last),
