@@ -4,6 +4,7 @@
 #   scripts/build.sh            target/kernel8.img, optimised
 #   scripts/build.sh --debug    target/kernel8-debug.img, from the dev profile
 #   scripts/build.sh --growth   target/kernel8-growth.img, with what bench/growth.sh runs
+#   scripts/build.sh --refusal  target/kernel8-refusal.img, with what tests/campaign/allocations.sh runs
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
@@ -20,6 +21,10 @@ case "${1-}" in
     --growth)
         profile=(--release --features growth)
         image=target/kernel8-growth.img
+        ;;
+    --refusal)
+        profile=(--release --features refusal)
+        image=target/kernel8-refusal.img
         ;;
     *) usage_error "unknown argument $1" ;;
 esac

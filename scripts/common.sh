@@ -28,6 +28,13 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # e2fsprogs lies in /usr/sbin, which is not on every user's PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
+# Images that are written to be looked at once: a disk takes longer to write them than e2fsck to read them.
+use_memory_for_images() {
+    if [ -z "${TMPDIR-}" ] && [ -d /dev/shm ] && [ -w /dev/shm ]; then
+        export TMPDIR=/dev/shm
+    fi
+}
+
 # Which Rust builds the image, in RUST: "target", one that has the target's core library; "debian", Debian's rustc-web,
 # which builds core and alloc from source; "none".
 find_rust() {

@@ -714,6 +714,12 @@ impl Drop for Call {
     }
 }
 
+/// Whether it is the kernel that runs: in a thread of its own, in a handler, in a critical section, or called by a program.
+pub fn is_in_kernel() -> bool {
+    let is_called = || with_current(|thread| thread.calls.load(Ordering::Relaxed) > 0);
+    interrupts_are_masked() || !is_on_program_stack() || is_called().unwrap_or(true)
+}
+
 /// Whether the running thread is told to end, and may: it is in no call, nor in a handler, which a fault that waits for the
 /// disk is.
 fn must_end_now() -> bool {

@@ -11,4 +11,5 @@ check "clippy, tools" cargo clippy --locked --package pinfold-tools --all-target
 check "clippy, campaign" cargo clippy --locked --package pinfold-campaign --all-targets -- -D warnings
 check "clippy, image's library" for_target clippy --locked --lib -- -D warnings
 check "clippy, what measures growth" for_target clippy --locked --lib --features growth -- -D warnings
+check "clippy, what refuses frames" for_target clippy --locked --lib --features refusal -- -D warnings
 check "clippy, image" for_target clippy --locked --bin pinfold -- -D warnings

@@ -171,6 +171,34 @@ struct State {
     reserve: u64,
     metadata: u64,
     owned: [u64; OWNERS],
+    #[cfg(feature = "refusal")]
+    refusal: Refusal,
+}
+
+/// Requests that are refused on purpose.
+#[cfg(feature = "refusal")]
+struct Refusal {
+    asked: u64,
+    refused: Range<u64>,
+}
+
+#[cfg(feature = "refusal")]
+impl Refusal {
+    const NONE: Self = Self {
+        asked: 0,
+        refused: 0..0,
+    };
+
+    /// The first is refused whatever it is for, those after it as in a shortage.
+    fn take(&mut self, urgency: Urgency) -> Result<(), OutOfFrames> {
+        let number = self.asked;
+        self.asked += 1;
+        let is_spared = urgency == Urgency::Critical && number != self.refused.start;
+        match self.refused.contains(&number) && !is_spared {
+            true => Err(OutOfFrames),
+            false => Ok(()),
+        }
+    }
 }
 
 // SAFETY: its pointers lead into memory that is the allocator's for good.
@@ -224,6 +252,8 @@ impl Frames {
                 reserve: 0,
                 metadata: 0,
                 owned: [0; OWNERS],
+                #[cfg(feature = "refusal")]
+                refusal: Refusal::NONE,
             }),
         }
     }
@@ -491,6 +521,13 @@ impl Frames {
         }
     }
 
+    /// From now on, requests with these numbers are refused; returns how many there were since this was last said.
+    #[cfg(feature = "refusal")]
+    pub fn refuse(&self, refused: Range<u64>) -> u64 {
+        let refusal = Refusal { asked: 0, refused };
+        core::mem::replace(&mut self.state.lock().refusal, refusal).asked
+    }
+
     /// Whether `count` frames can be had now.
     pub fn has(&self, count: u64, urgency: Urgency) -> bool {
         self.state.lock().check(count, urgency).is_ok()
@@ -598,7 +635,9 @@ impl Descriptor {
 impl State {
     /// Whether `count` frames may go to one whose need is `urgency`.
     #[inline(always)]
-    fn check(&self, count: u64, urgency: Urgency) -> Result<(), OutOfFrames> {
+    fn check(&mut self, count: u64, urgency: Urgency) -> Result<(), OutOfFrames> {
+        #[cfg(feature = "refusal")]
+        self.refusal.take(urgency)?;
         let floor = match urgency {
             Urgency::Data => self.reserve,
             Urgency::Kernel => self.reserve / 2,

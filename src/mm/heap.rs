@@ -10,7 +10,8 @@
 //!                                           unless it is the last of its class with free objects
 //! ```
 //!
-//! Everything is O(1). Out of memory is a null pointer.
+//! Everything is O(1). Out of memory is a null pointer. The heap takes no more frames than leave half of the reserve,
+//! but for small objects that the kernel cannot do without ([`alloc_critical`](KernelHeap::alloc_critical)).
 
 use super::addr::{Frame, PAGE_SIZE};
 use super::frame::{Frames, Owner, Urgency};
@@ -93,8 +94,43 @@ impl<'f> KernelHeap<'f> {
         self.state.lock().objects
     }
 
-    fn new_slab(&self, state: &mut State, class: usize) -> Option<NonNull<Header>> {
-        let frame = self.frames.alloc(Owner::Kernel, Urgency::Kernel).ok()?;
+    /// Memory of up to a page for the kernel, whose own lists and boxes grow where nothing can be undone: out of all of
+    /// the reserve.
+    ///
+    /// # Safety
+    /// As for [`GlobalAlloc::alloc`].
+    pub unsafe fn alloc_critical(&self, layout: Layout) -> *mut u8 {
+        match layout.size() <= PAGE_SIZE {
+            true => self.alloc_for(layout, Urgency::Critical),
+            false => ptr::null_mut(),
+        }
+    }
+
+    #[inline]
+    fn alloc_for(&self, layout: Layout, urgency: Urgency) -> *mut u8 {
+        let Some(class) = class_for(layout) else {
+            // Runs are as aligned as they are large; more than that nobody asks for below the size of a block.
+            return match layout.align() <= layout.size().next_power_of_two().max(PAGE_SIZE) {
+                true => self.alloc_pages(layout.size(), urgency),
+                false => ptr::null_mut(),
+            };
+        };
+        let mut state = self.state.lock();
+        let partial = state.partial[class];
+        let Some(mut slab) = partial.or_else(|| self.new_slab(&mut state, class, urgency)) else {
+            return ptr::null_mut();
+        };
+        // SAFETY: in the list, so a slab's header; `state` is locked.
+        unsafe { state.take_object(slab.as_mut()) }
+    }
+
+    fn new_slab(
+        &self,
+        state: &mut State,
+        class: usize,
+        urgency: Urgency,
+    ) -> Option<NonNull<Header>> {
+        let frame = self.frames.alloc(Owner::Kernel, urgency).ok()?;
         // SAFETY: the frame is ours, and the header lies within it.
         let header = unsafe { self.frames.pointer(frame).add(ROOM).cast::<Header>() };
         // SAFETY: as above, and aligned: `ROOM` is a multiple of eight.
@@ -113,10 +149,10 @@ impl<'f> KernelHeap<'f> {
         Some(header)
     }
 
-    fn alloc_pages(&self, size: usize) -> *mut u8 {
+    fn alloc_pages(&self, size: usize, urgency: Urgency) -> *mut u8 {
         let pages = size.div_ceil(PAGE_SIZE) as u64;
         let order = pages.next_power_of_two().trailing_zeros();
-        let Ok(first) = self.frames.alloc_run(Owner::Kernel, Urgency::Kernel, order) else {
+        let Ok(first) = self.frames.alloc_run(Owner::Kernel, urgency, order) else {
             return ptr::null_mut();
         };
         let spare = (1 << order) - pages;
@@ -150,20 +186,7 @@ fn header_of(object: *mut u8) -> *mut Header {
 unsafe impl GlobalAlloc for KernelHeap<'_> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some(class) = class_for(layout) else {
-            // Runs are as aligned as they are large; more than that nobody asks for below the size of a block.
-            return match layout.align() <= layout.size().next_power_of_two().max(PAGE_SIZE) {
-                true => self.alloc_pages(layout.size()),
-                false => ptr::null_mut(),
-            };
-        };
-        let mut state = self.state.lock();
-        let Some(mut slab) = state.partial[class].or_else(|| self.new_slab(&mut state, class))
-        else {
-            return ptr::null_mut();
-        };
-        // SAFETY: in the list, so a slab's header; `state` is locked.
-        unsafe { state.take_object(slab.as_mut()) }
+        self.alloc_for(layout, Urgency::Kernel)
     }
 
     #[inline]
@@ -357,6 +380,23 @@ mod tests {
                 .alloc(Owner::PageTable, Urgency::Critical)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn small_objects_of_the_kernel_come_from_the_reserve() {
+        let memory = SimMemory::new(4 << 20);
+        let heap = KernelHeap::new(memory.frames());
+        let (small, page) = (layout(64, 8), layout(PAGE_SIZE, 8));
+        // SAFETY: the layouts have sizes.
+        unsafe {
+            while !heap.alloc(page).is_null() {}
+            assert!(heap.alloc(small).is_null());
+            assert!(!heap.alloc_critical(small).is_null());
+            assert!(!heap.alloc_critical(page).is_null());
+            assert!(heap.alloc_critical(layout(2 * PAGE_SIZE, 8)).is_null());
+            while !heap.alloc_critical(page).is_null() {}
+        }
+        assert_eq!(memory.frames().counts().free, 0);
     }
 
     #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use crate::arch::aarch64::board::Board;
 use crate::arch::aarch64::kernel_map::MapError;
 use crate::arch::aarch64::{interrupts_are_masked, kernel_map, layout, page, touch_program_stack};
 use crate::size::{Size, Unit};
-use crate::thread::Call;
+use crate::thread::{self, Call};
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::ops::Range;
@@ -35,17 +35,29 @@ unsafe impl GlobalAlloc for Heap {
         touch_program_stack();
         // SAFETY: as the caller promises.
         let memory = unsafe { HEAP.alloc(layout) };
-        if memory.is_null() && !interrupts_are_masked() {
+        if !memory.is_null() {
+            return memory;
+        }
+        let is_kernel = thread::is_in_kernel();
+        if !interrupts_are_masked() {
             // Nobody here holds a lock that this takes. What can be read again makes room; a program that is to end does
             // so afterwards.
             let _call = Call::enter();
             let wanted = layout.size().div_ceil(PAGE_SIZE) as u64;
             if CACHE.reclaim(wanted.max(64)) > 0 {
                 // SAFETY: as the caller promises.
-                return unsafe { HEAP.alloc(layout) };
+                let memory = unsafe { HEAP.alloc(layout) };
+                if !memory.is_null() {
+                    return memory;
+                }
             }
         }
-        memory
+        match is_kernel {
+            // A program can be told no, and ends. The kernel would end the machine, or leave its locks held.
+            // SAFETY: as the caller promises.
+            true => unsafe { HEAP.alloc_critical(layout) },
+            false => memory,
+        }
     }
 
     #[inline]

@@ -6,6 +6,8 @@
 
 #[cfg(target_os = "none")]
 mod program;
+#[cfg(all(target_os = "none", feature = "refusal"))]
+mod refuse;
 #[cfg(target_os = "none")]
 mod soak;
 

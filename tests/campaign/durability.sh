@@ -7,6 +7,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/common.sh"
 cd "$ROOT"
+use_memory_for_images
 scripts/setup.sh test
 scripts/build.sh
 cargo run --quiet --release --locked --package pinfold-campaign durability target/kernel8.img "$@"

@@ -9,6 +9,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../scripts/common.sh"
 cd "$ROOT"
+use_memory_for_images
 scripts/setup.sh test
 scripts/build.sh
 rounds=${ROUNDS:-10}

@@ -111,7 +111,7 @@ fn one_seed(
         return Err(format!("the workload ended with {status:?}:\n{text}"));
     }
     // Nothing went wrong: everything is there, and nothing is to be recovered.
-    judge::sound(disk.image.clone())?;
+    judge::sound(&disk.image)?;
     history.check(&judge::read(disk.image)?, steps, steps)?;
 
     let record = disk.record;
@@ -132,18 +132,18 @@ fn one_seed(
             let Some(&cut) = cuts.get(number) else {
                 return Ok(());
             };
-            let image = record.crash(cut, seed << 32 | number as u64);
+            let image = || record.crash(cut, seed << 32 | number as u64);
             // Some of those at flushes, some of those elsewhere.
             let is_booted = number * boots / cuts.len() != (number + 1) * boots / cuts.len();
             one_cut(
                 kernel,
                 &history,
                 record.acknowledged(cut),
-                image.clone(),
+                image(),
                 is_booted,
             )
             .map_err(|error| {
-                let kept = keep(&image, &record);
+                let kept = keep(&image(), &record);
                 format!(
                     "cut {number} at {cut} of {}, image in {kept}: {error}",
                     record.events.len()
@@ -200,12 +200,11 @@ fn one_cut(
             format!("acknowledged step {acknowledged:?}, recovered by {who}: {error}")
         })
     };
-    check("the library", judge::recovered_by_us(image.clone()))?;
-    check("e2fsck", judge::recovered_by_e2fsck(image.clone()))?;
+    check("e2fsck", judge::recovered_by_e2fsck(&image))?;
     if is_booted {
-        check("the image", recovered_by_boot(kernel, image))?;
+        check("the image", recovered_by_boot(kernel, image.clone()))?;
     }
-    Ok(())
+    check("the library", judge::recovered_by_us(image))
 }
 
 /// What is there after the image has booted on it and powered off.
@@ -216,7 +215,7 @@ fn recovered_by_boot(kernel: &Path, image: Vec<u8>) -> Result<Tree, String> {
     if status != Some(0) {
         return Err(format!("ended with {status:?}:\n{text}"));
     }
-    judge::sound(disk.image.clone())?;
+    judge::sound(&disk.image)?;
     judge::read(disk.image)
 }
 

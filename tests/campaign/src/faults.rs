@@ -29,8 +29,8 @@ const KINDS: [(&str, u64); 6] = [
 /// Shorter and longer than a disk may take.
 const STALLS: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(45)];
 
-/// How the console says that something went wrong: the program, the report of its crash, the kernel.
-const TOLD: [&str; 3] = ["workload: step", "*** ", "pinfold: "];
+/// How the console says that something went wrong: the program, the one that starts it, the report of a crash, the kernel.
+const TOLD: [&str; 4] = ["workload: step", "run: workload: ", "*** ", "pinfold: "];
 
 /// Runs the campaign; its summary.
 pub fn run(kernel: &Path, options: &Options) -> Result<String, String> {
@@ -82,7 +82,8 @@ fn boot(kernel: &Path, seed: u64, steps: u64, faults: Faults) -> Result<Ended, S
     boot.run()
 }
 
-fn judge(history: &History, steps: u64, ended: Ended) -> Result<(), String> {
+/// Whether the machine ended as it should, and left what it should.
+pub fn judge(history: &History, steps: u64, ended: Ended) -> Result<(), String> {
     let Ended {
         text,
         status,
@@ -108,7 +109,7 @@ fn judge(history: &History, steps: u64, ended: Ended) -> Result<(), String> {
     };
     for (who, tree) in [
         ("the library", judge::recovered_by_us(disk.image.clone())),
-        ("e2fsck", judge::recovered_by_e2fsck(disk.image.clone())),
+        ("e2fsck", judge::recovered_by_e2fsck(&disk.image)),
     ] {
         let checked = tree.and_then(|tree| match range {
             Some((acknowledged, last)) => history.check(&tree, acknowledged, last),

@@ -1,6 +1,6 @@
 //! Whether an image that a power cut left is sound, and holds what it must.
 
-use crate::common::{Scratch, Tree, check_file, clock, read_tree, run};
+use crate::common::{Scratch, Tree, check_file, clock, read_tree, run, write_sparse};
 use pinfold::fs::FileSystem;
 use pinfold::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use pinfold::fs::ram_disk::RamDisk;
@@ -25,17 +25,17 @@ pub fn recovered_by_us(image: Vec<u8>) -> Result<Tree, String> {
     let fs = mounted.file_system;
     let tree = read_tree(&fs).map_err(|error| format!("read: {error}"))?;
     fs.unmount().map_err(|error| format!("unmount: {error}"))?;
-    sound(disk.contents())?;
+    sound(&disk.contents())?;
     Ok(tree)
 }
 
 /// What is there after e2fsck has replayed the log; nothing else is to be mended.
-pub fn recovered_by_e2fsck(image: Vec<u8>) -> Result<Tree, String> {
+pub fn recovered_by_e2fsck(image: &[u8]) -> Result<Tree, String> {
     let scratch = Scratch::new();
     let path = scratch.0.join("image");
     let (at, bit) = NEEDS_RECOVERY;
     let needs_recovery = image[at] & bit != 0;
-    std::fs::write(&path, image).map_err(|error| error.to_string())?;
+    write_sparse(&path, image).map_err(|error| error.to_string())?;
     if needs_recovery {
         let name = path.to_str().ok_or("a path that is no text")?;
         run("e2fsck", &["-y", "-E", "journal_only", name]);
@@ -45,8 +45,8 @@ pub fn recovered_by_e2fsck(image: Vec<u8>) -> Result<Tree, String> {
 }
 
 /// Whether `e2fsck -fn` is satisfied.
-pub fn sound(image: Vec<u8>) -> Result<(), String> {
-    crate::common::e2fsck(&image)
+pub fn sound(image: &[u8]) -> Result<(), String> {
+    crate::common::e2fsck(image)
 }
 
 /// What is there, as it stands.

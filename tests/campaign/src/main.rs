@@ -1,5 +1,6 @@
 //! Campaigns against the image: what it acknowledges must survive, whatever happens to its machine.
 
+mod allocations;
 #[path = "../../common/mod.rs"]
 mod common;
 mod disk;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: pinfold-campaign durability KERNEL [NAME=VALUE]...
        pinfold-campaign faults KERNEL [NAME=VALUE]...
+       pinfold-campaign allocations KERNEL [NAME=VALUE]...
        pinfold-campaign steps [NAME=VALUE]...
 
 KERNEL is kernel8.img. It is booted on a disk that remembers all its writes and flushes, and does random work there. What it
@@ -38,6 +40,13 @@ faults: when reads, writes and flushes fail, once or from then on, and when the 
     steps=120    its steps
     points=8     requests of each kind that fail, one in each boot, spread over all there are
     stalls=1     1: a stall that the machine must outlast; 2: another, after which it gives the disk up
+
+allocations: when requests for frames are refused, one or several; KERNEL is of scripts/build.sh --refusal
+
+    first=1      the seed
+    steps=120    its steps
+    points=20    requests that are refused, one in each boot, spread over all there are
+    refused=1    requests that are refused one after the other
 
 steps: prints the steps of the seed `first`
 ";
@@ -76,6 +85,10 @@ fn main() -> ExitCode {
         [campaign, kernel, rest @ ..] if campaign == "faults" => {
             Options::parse(rest, &faults::OPTIONS)
                 .and_then(|options| faults::run(&PathBuf::from(kernel), &options))
+        }
+        [campaign, kernel, rest @ ..] if campaign == "allocations" => {
+            Options::parse(rest, &allocations::OPTIONS)
+                .and_then(|options| allocations::run(&PathBuf::from(kernel), &options))
         }
         [what, rest @ ..] if what == "steps" => {
             Options::parse(rest, &[("first", 1), ("steps", 400)]).map(|options| steps(&options))
