@@ -36,6 +36,7 @@ mod common;
 use common::machine::{Machine, PAGE};
 use common::{campaign, e2fsck, mkfs, mount};
 use pinfold::fs::block::BlockError;
+use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
 use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError};
@@ -1180,6 +1181,37 @@ fn a_file_that_nobody_needs_ends_once_when_unmounted() {
     }
     e2fsck(&machine.disk.contents()).unwrap();
     assert_eq!(machine.on_disk(written), numbered(1));
+}
+
+#[test]
+fn what_is_stored_while_a_volume_closes_is_refused() {
+    let machine = machine();
+    let file = machine.create("a", &numbered(2));
+    let during = machine.clone();
+    let told = Arc::new(Mutex::new(None));
+    let tell = told.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        // Page 0 is on its way: nobody looks whether it is dirty again.
+        let mut results = vec![during.fs.write_at(file, 0, &[9; 8])];
+        let late = during
+            .fs
+            .create(during.fs.root(), b"late", FileKind::File, 0o644);
+        results.push(during.fs.write_at(late.unwrap(), 0, &[9; 8]));
+        let base = during.map(file, 0, 2);
+        let stored = during.store(at(base, 1, 0), 9);
+        *tell.lock().unwrap() = Some((results, stored));
+    }));
+    machine.fs.unmount().unwrap();
+    let refused = Err(FsError::ReadOnly(ReadOnlyReason::Unmounted));
+    let stored = Err(FaultError::Io(IoError::ReadOnly));
+    assert_eq!(
+        *told.lock().unwrap(),
+        Some((vec![refused, refused], stored)),
+        "acknowledged, and lost"
+    );
+    machine.manager.unmap_all().unwrap();
+    e2fsck(&machine.disk.contents()).unwrap();
+    assert_eq!(machine.on_disk(file), numbered(2));
 }
 
 // --- threads ---
