@@ -1117,6 +1117,29 @@ fn a_cut_races_a_fault() {
 }
 
 #[test]
+fn a_growth_races_a_read_of_the_last_page() {
+    let machine = machine();
+    let file = machine.cold("a", &[7; PAGE_SIZE]);
+    // On the disk the old bytes stay.
+    machine.fs.set_len(file, 100).unwrap();
+    let during = machine.clone();
+    let growth = Arc::new(Mutex::new(None));
+    let thread = growth.clone();
+    machine.disk.after_next_read(Box::new(move || {
+        *thread.lock().unwrap() =
+            Some(during.meanwhile(move |machine| machine.fs.set_len(file, PAGE).unwrap()));
+    }));
+    let mut bytes = [1; PAGE_SIZE];
+    machine.fs.read_at(file, 0, &mut bytes[..1]).unwrap();
+    growth.lock().unwrap().take().unwrap().join().unwrap();
+    let mut expected = vec![0; PAGE_SIZE];
+    expected[..100].fill(7);
+    assert_eq!(machine.fs.read_at(file, 0, &mut bytes), Ok(PAGE_SIZE));
+    assert!(bytes[..] == expected, "what was cut off is back");
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
 fn a_cut_races_write_back() {
     let machine = machine();
     let file = machine.cold("a", &numbered(8));

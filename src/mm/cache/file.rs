@@ -1156,7 +1156,9 @@ impl CachedFile {
             if len > before {
                 // The file system first: from then on the device has zeros behind the old end.
                 self.fs.set_len(self.id, len)?;
-                self.grow(&mut self.state.lock(), len);
+                // A read that began before may bring what was there.
+                let is_busy = |state: &mut State| state.slot(before / PAGE) == Slot::Busy;
+                self.grow(&mut self.wait_while(self.state.lock(), is_busy), len);
             }
             return Ok(());
         }
