@@ -12,6 +12,7 @@ use pinfold::fs::{
     Backing, Cursor, FileId, FileKind, FileSystem, FsError, Reservation, Timestamp, blocking,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 fn fresh(kib: u64, options: &[&str]) -> (Arc<RamDisk>, Ext4) {
     let disk = Arc::new(RamDisk::new(mkfs(kib, options, None)));
@@ -521,6 +522,37 @@ fn a_file_removed_when_the_clock_stands_at_zero_is_a_removed_file() {
     let fs = Ext4::mount(disk.clone(), options).unwrap().file_system;
     file(&fs, b"short-lived");
     fs.unlink(fs.root(), b"short-lived").unwrap();
+    finish(&disk, &fs);
+}
+
+#[test]
+fn an_overwrite_right_after_another_changes_no_time() {
+    static MICROSECONDS: AtomicU32 = AtomicU32::new(0);
+    fn at(microseconds: u32) -> Timestamp {
+        Timestamp {
+            seconds: 1_700_000_000,
+            nanoseconds: microseconds * 1000,
+        }
+    }
+    let disk = Arc::new(RamDisk::new(mkfs(4096, &[], None)));
+    let options = MountOptions {
+        clock: || at(MICROSECONDS.load(Ordering::Relaxed)),
+        ..options(Access::ReadWrite)
+    };
+    let fs = Ext4::mount(disk.clone(), options).unwrap().file_system;
+    let file = file(&fs, b"file");
+    fs.write_at(file, 0, &[1; 4096]).unwrap();
+    let changed_when_written_at = |microseconds| {
+        MICROSECONDS.store(microseconds, Ordering::Relaxed);
+        fs.written(file, 0, 4096, 4096).unwrap();
+        fs.attributes(file).unwrap().modified
+    };
+    assert_eq!(changed_when_written_at(10_000), at(10_000));
+    assert_eq!(changed_when_written_at(13_999), at(10_000));
+    assert_eq!(changed_when_written_at(14_000), at(14_000));
+    // A time that somebody has set, and that is still to come.
+    fs.set_times(file, at(0), at(15_000)).unwrap();
+    assert_eq!(changed_when_written_at(14_500), at(14_500));
     finish(&disk, &fs);
 }
 

@@ -36,6 +36,7 @@ mod common;
 use common::machine::{Machine, PAGE};
 use common::{campaign, e2fsck, mkfs, mount};
 use pinfold::fs::block::BlockError;
+use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
 use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError};
@@ -1116,6 +1117,29 @@ fn a_cut_races_a_fault() {
 }
 
 #[test]
+fn a_growth_races_a_read_of_the_last_page() {
+    let machine = machine();
+    let file = machine.cold("a", &[7; PAGE_SIZE]);
+    // On the disk the old bytes stay.
+    machine.fs.set_len(file, 100).unwrap();
+    let during = machine.clone();
+    let growth = Arc::new(Mutex::new(None));
+    let thread = growth.clone();
+    machine.disk.after_next_read(Box::new(move || {
+        *thread.lock().unwrap() =
+            Some(during.meanwhile(move |machine| machine.fs.set_len(file, PAGE).unwrap()));
+    }));
+    let mut bytes = [1; PAGE_SIZE];
+    machine.fs.read_at(file, 0, &mut bytes[..1]).unwrap();
+    growth.lock().unwrap().take().unwrap().join().unwrap();
+    let mut expected = vec![0; PAGE_SIZE];
+    expected[..100].fill(7);
+    assert_eq!(machine.fs.read_at(file, 0, &mut bytes), Ok(PAGE_SIZE));
+    assert!(bytes[..] == expected, "what was cut off is back");
+    assert!(machine.finish(file) == expected);
+}
+
+#[test]
 fn a_cut_races_write_back() {
     let machine = machine();
     let file = machine.cold("a", &numbered(8));
@@ -1180,6 +1204,37 @@ fn a_file_that_nobody_needs_ends_once_when_unmounted() {
     }
     e2fsck(&machine.disk.contents()).unwrap();
     assert_eq!(machine.on_disk(written), numbered(1));
+}
+
+#[test]
+fn what_is_stored_while_a_volume_closes_is_refused() {
+    let machine = machine();
+    let file = machine.create("a", &numbered(2));
+    let during = machine.clone();
+    let told = Arc::new(Mutex::new(None));
+    let tell = told.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        // Page 0 is on its way: nobody looks whether it is dirty again.
+        let mut results = vec![during.fs.write_at(file, 0, &[9; 8])];
+        let late = during
+            .fs
+            .create(during.fs.root(), b"late", FileKind::File, 0o644);
+        results.push(during.fs.write_at(late.unwrap(), 0, &[9; 8]));
+        let base = during.map(file, 0, 2);
+        let stored = during.store(at(base, 1, 0), 9);
+        *tell.lock().unwrap() = Some((results, stored));
+    }));
+    machine.fs.unmount().unwrap();
+    let refused = Err(FsError::ReadOnly(ReadOnlyReason::Unmounted));
+    let stored = Err(FaultError::Io(IoError::ReadOnly));
+    assert_eq!(
+        *told.lock().unwrap(),
+        Some((vec![refused, refused], stored)),
+        "acknowledged, and lost"
+    );
+    machine.manager.unmap_all().unwrap();
+    e2fsck(&machine.disk.contents()).unwrap();
+    assert_eq!(machine.on_disk(file), numbered(2));
 }
 
 // --- threads ---

@@ -84,6 +84,7 @@ mod channel {
     const ACTIVE: u32 = 1 << 0;
     const END: u32 = 1 << 1;
     const INTERRUPT: u32 = 1 << 2;
+    const WRITES_ON_THEIR_WAY: u32 = 1 << 6;
     const ERROR: u32 = 1 << 8;
     const PRIORITY: u32 = 8 << 16;
     const PANIC_PRIORITY: u32 = 15 << 20;
@@ -156,9 +157,16 @@ mod channel {
         /// Stops, whatever it does: it touches no memory any more.
         #[inline(never)]
         pub fn stop(&self) {
+            // Paused first: a reset forgets writes that are still on their way to memory, and does not keep them from it.
+            self.write(CONTROL, 0);
+            self.wait_while(WRITES_ON_THEIR_WAY);
             self.write(CONTROL, RESET);
+            self.wait_while(ACTIVE);
+        }
+
+        fn wait_while(&self, status: u32) {
             let limit = timer::now() + timer::ticks_from_us(END_LIMIT_US);
-            while self.read(CONTROL) & ACTIVE != 0 && timer::now() < limit {
+            while self.read(CONTROL) & status != 0 && timer::now() < limit {
                 core::hint::spin_loop();
             }
         }

@@ -14,6 +14,7 @@ use crate::arch;
 use crate::mm::cache::{InUse, PageCache, VolumeId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes read or written at a time. Where the caller's memory may be a map, they go through memory that cannot fault:
 /// they are copied with a lock held.
@@ -24,6 +25,8 @@ pub struct Cached {
     beneath: Arc<dyn FileSystem>,
     cache: &'static PageCache,
     volume: VolumeId,
+    /// It is being unmounted: what is stored from now on would be lost.
+    is_closing: AtomicBool,
 }
 
 impl Cached {
@@ -34,6 +37,7 @@ impl Cached {
             beneath,
             cache,
             volume: cache.new_volume(),
+            is_closing: AtomicBool::new(false),
         }
     }
 
@@ -43,7 +47,12 @@ impl Cached {
     }
 
     fn file(&self, file: FileId) -> Result<InUse, FsError> {
-        self.cache.file(self.volume, &self.beneath, file, None)
+        let file = self.cache.file(self.volume, &self.beneath, file, None)?;
+        // Files that were cached when it began to close know already.
+        if self.is_closing.load(Ordering::Acquire) {
+            file.refuse_stores();
+        }
+        Ok(file)
     }
 
     fn find(&self, file: FileId) -> Option<InUse> {
@@ -292,6 +301,8 @@ impl FileSystem for Cached {
         if self.cache.is_mapped(self.volume) {
             return Err(FsError::Busy);
         }
+        self.is_closing.store(true, Ordering::Release);
+        self.cache.refuse_stores(self.volume);
         let written = self.cache.write_out(self.volume);
         let ended = self.cache.end_volume(self.volume);
         // Whatever failed, what can be made durable is.

@@ -73,7 +73,7 @@ pub enum ReadOnlyReason {
     JournalDamaged,
     /// One operation changed more than the journal holds.
     TransactionTooLarge,
-    /// It was unmounted.
+    /// It was unmounted, or is about to be.
     Unmounted,
 }
 

@@ -42,6 +42,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 const READ: usize = 0;
 const WRITE: usize = 1;
+const BYTES_READ: usize = 2;
 
 struct State {
     bytes: Vec<u8>,
@@ -52,7 +53,7 @@ struct State {
     failing: BTreeMap<u64, BlockError>,
     fail_after: Option<u64>,
     requests: u64,
-    during_next: [Option<Hook>; 2],
+    during_next: [Option<Hook>; 3],
 }
 
 impl SimDisk {
@@ -77,7 +78,7 @@ impl SimDisk {
             failing: BTreeMap::new(),
             fail_after: None,
             requests: 0,
-            during_next: [None, None],
+            during_next: [None, None, None],
         };
         Self {
             state: SpinLock::new(state),
@@ -113,7 +114,12 @@ impl SimDisk {
         self.state.lock().during_next[READ] = Some(hook);
     }
 
-    /// The same of a write, before any of its bytes are taken.
+    /// Runs `hook` when the next read has its bytes, and nobody knows yet.
+    pub fn after_next_read(&self, hook: Hook) {
+        self.state.lock().during_next[BYTES_READ] = Some(hook);
+    }
+
+    /// As [`during_next_read`](Self::during_next_read), of a write: before any of its bytes are taken.
     pub fn during_next_write(&self, hook: Hook) {
         self.state.lock().during_next[WRITE] = Some(hook);
     }
@@ -180,7 +186,9 @@ impl BlockDevice for SimDisk {
                 state = self.state.lock();
             }
             let result = state.serve(&mut request);
+            let hook = (kind == Some(READ)).then(|| state.during_next[BYTES_READ].take());
             drop(state);
+            hook.flatten().into_iter().for_each(|hook| hook());
             request.complete(result);
         }
     }

@@ -103,6 +103,7 @@ pub struct Running {
 
 /// Starts `program` with `arguments`.
 pub fn start(program: &'static Program, arguments: Vec<String>) -> Result<Running, SpawnError> {
+    let _call = Call::enter();
     let process = Arc::new(Process {
         name: program.name.into(),
         id: thread::new_id(),
@@ -131,6 +132,8 @@ impl Running {
     /// Waits for its end; its exit status.
     pub fn wait(self) -> Status {
         self.main.join();
+        // A program that waits may be told to end, but not in the middle of this.
+        let _call = Call::enter();
         self.process.finish()
     }
 

@@ -82,7 +82,7 @@ pub enum CardError {
     Status(u32),
     /// It does not become ready in time.
     Slow,
-    /// Its size has a form we do not know.
+    /// Its size has a form we do not know, or is more than commands can address.
     Capacity,
 }
 
@@ -95,7 +95,9 @@ impl fmt::Display for CardError {
             Self::Voltage => f.write_str("the card does not take 3.3 V"),
             Self::Status(bits) => write!(f, "the card reports error bits {bits:#010x}"),
             Self::Slow => f.write_str("the card does not become ready"),
-            Self::Capacity => f.write_str("the card's size has an unknown form"),
+            Self::Capacity => {
+                f.write_str("the card's size has an unknown form, or is beyond its addresses")
+            }
         }
     }
 }
@@ -197,7 +199,14 @@ impl<H: Host> Card<H> {
 
     /// Bytes it holds.
     pub fn capacity(&self) -> Result<u64, CardError> {
-        register::capacity(self.csd).ok_or(CardError::Capacity)
+        // A command has 32 bits to say where.
+        let unit = match self.has_block_addresses {
+            true => BLOCK_SIZE as u64,
+            false => 1,
+        };
+        register::capacity(self.csd)
+            .filter(|bytes| bytes.div_ceil(unit) <= 1 << 32)
+            .ok_or(CardError::Capacity)
     }
 
     /// Why it is not to be written to, if so.

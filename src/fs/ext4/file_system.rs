@@ -206,13 +206,13 @@ impl FileSystem for Ext4 {
 
     fn sync_file(&self, file: FileId) -> Result<(), FsError> {
         let mut volume = self.volume.lock();
-        volume.live_inode(number(file)?)?;
+        volume.check_live(number(file)?)?;
         volume.sync()
     }
 
     fn sync_data(&self, file: FileId) -> Result<(), FsError> {
         let mut volume = self.volume.lock();
-        volume.live_inode(number(file)?)?;
+        volume.check_live(number(file)?)?;
         volume.sync_data()
     }
 

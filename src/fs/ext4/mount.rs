@@ -98,6 +98,7 @@ impl Ext4 {
             open: BTreeMap::new(),
             reserved: 0,
             bounds_from: 0,
+            inode_table: None,
         };
         if read_only.is_none() {
             volume.process_orphans()?;
@@ -180,6 +181,7 @@ fn open_journal(
         open: BTreeMap::new(),
         reserved: 0,
         bounds_from: 0,
+        inode_table: None,
     };
     let inode: Inode = volume.inode(superblock.journal_inode)?;
     let blocks = inode.size() / superblock.block_size as u64;

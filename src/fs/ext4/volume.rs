@@ -26,6 +26,8 @@ pub(super) struct Volume {
     pub(super) longest_free: Vec<u32>,
     /// [`Store::releases`] when these bounds were right.
     pub(super) bounds_from: u64,
+    /// The group whose inodes were asked for last, and where they begin: nothing moves them.
+    pub(super) inode_table: Option<(u32, u64)>,
 }
 
 /// A file that is open.
@@ -164,7 +166,11 @@ impl Volume {
         let per_block = superblock.inodes_per_block();
         let inode_size = superblock.inode_size;
         let (group, index) = superblock.group_of_inode(number);
-        let table = self.descriptor(group)?.inode_table;
+        let table = match self.inode_table {
+            Some((last, table)) if last == group => table,
+            _ => self.descriptor(group)?.inode_table,
+        };
+        self.inode_table = Some((group, table));
         Ok((
             table + u64::from(index / per_block),
             (index % per_block) as usize * inode_size,
@@ -194,6 +200,14 @@ impl Volume {
             return Err(FsError::corrupt(Structure::InodeMode, number.into(), flags));
         }
         Ok(inode)
+    }
+
+    /// An error where there is no such file. One that is open was looked at when it was opened.
+    pub(super) fn check_live(&mut self, number: u32) -> Result<(), FsError> {
+        if !self.open.contains_key(&number) {
+            self.live_inode(number)?;
+        }
+        Ok(())
     }
 
     /// Changes an inode.

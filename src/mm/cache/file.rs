@@ -6,6 +6,7 @@ use super::transfer::Run;
 use super::{PageCache, VolumeId, add};
 use crate::arch::page;
 use crate::fs::block::{BlockDevice, BlockError};
+use crate::fs::error::ReadOnlyReason;
 use crate::fs::{FileId, FileKind, FileSystem, FsError, Reservation};
 use crate::mm::addr::{Frame, PAGE_SIZE};
 use crate::mm::frame::{Frames, Owner, Urgency};
@@ -23,6 +24,7 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::ops::{Deref, Range, RangeBounds};
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -49,7 +51,9 @@ pub struct CachedFile {
     number: u32,
     name: Once<String>,
     block_size: u64,
-    is_read_only: bool,
+    /// Nothing of it may become dirty. Read with the state locked by whoever makes a page dirty: what is found dirty after
+    /// this was set is all there will be.
+    is_read_only: AtomicBool,
     state: SpinLock<State>,
     /// Where those wait who need a page that is busy or being written.
     changed: WaitQueue,
@@ -362,7 +366,7 @@ impl CachedFile {
             volume,
             device: fs.device().ok_or(FsError::NotOffered)?,
             block_size: u64::from(fs.statistics()?.block_size),
-            is_read_only: fs.read_only().is_some(),
+            is_read_only: AtomicBool::new(fs.read_only().is_some()),
             id,
             number: cache.new_number(),
             name: named,
@@ -824,11 +828,27 @@ impl CachedFile {
 
     // --- stores ---
 
+    /// Nothing of it becomes dirty from now on.
+    pub fn refuse_stores(&self) {
+        self.is_read_only.store(true, Ordering::Relaxed);
+        // Whoever makes a page dirty at this moment has done so when this returns.
+        drop(self.state.lock());
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.is_read_only.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing of it may become dirty. Asks the file system.
+    fn refusal(&self) -> FsError {
+        let reason = self.fs.read_only();
+        FsError::ReadOnly(reason.unwrap_or(ReadOnlyReason::Unmounted))
+    }
+
     /// Makes sure that the block may become dirty.
     fn make_room(self: &Arc<Self>, block: u64) -> Result<(), FsError> {
-        if self.is_read_only {
-            let device = FsError::Block(BlockError::ReadOnly);
-            return Err(self.fs.read_only().map_or(device, FsError::ReadOnly));
+        if self.is_read_only() {
+            return Err(self.refusal());
         }
         self.cache.limit_dirty()?;
         let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
@@ -1012,6 +1032,10 @@ impl CachedFile {
             self.prime(block, Pattern::Normal)?;
             self.make_room(block)?;
             let mut state = self.state.lock();
+            if self.is_read_only() {
+                drop(state);
+                return Err(self.refusal());
+            }
             let bit = 1 << (block % PAGES);
             match state.chunk(block) {
                 Some(chunk) if chunk.hole & bit != 0 => return Ok(()),
@@ -1043,6 +1067,10 @@ impl CachedFile {
         let mut fresh = None;
         let result = loop {
             let mut state = self.state.lock();
+            if self.is_read_only() {
+                drop(state);
+                break Err(self.refusal());
+            }
             let frame = match state.slot(block) {
                 Slot::Resident(frame) => frame,
                 Slot::Busy => {
@@ -1149,7 +1177,9 @@ impl CachedFile {
             if len > before {
                 // The file system first: from then on the device has zeros behind the old end.
                 self.fs.set_len(self.id, len)?;
-                self.grow(&mut self.state.lock(), len);
+                // A read that began before may bring what was there.
+                let is_busy = |state: &mut State| state.slot(before / PAGE) == Slot::Busy;
+                self.grow(&mut self.wait_while(self.state.lock(), is_busy), len);
             }
             return Ok(());
         }
@@ -1408,12 +1438,13 @@ impl MappableFile for FileHandle {
     }
 
     fn pin_to_store(&self, block: u64) -> Result<Lookup, IoError> {
-        if self.0.is_read_only {
-            return Err(IoError::ReadOnly);
-        }
         let is_limited = self.0.cache.has_too_much_dirty();
         let mut is_new = false;
-        let lookup = self.0.state.lock_masked().pin(block, |chunk, bit| {
+        let mut state = self.0.state.lock_masked();
+        if self.0.is_read_only() {
+            return Err(IoError::ReadOnly);
+        }
+        let lookup = state.pin(block, |chunk, bit| {
             if is_limited || chunk.backed & bit == 0 {
                 return false;
             }
@@ -1421,6 +1452,7 @@ impl MappableFile for FileHandle {
             chunk.dirty |= bit;
             true
         });
+        drop(state);
         if is_new {
             self.0.cache.note_dirty(1);
         }
@@ -1486,13 +1518,13 @@ impl MappableFile for FileHandle {
 
     fn dirty_block(&self, block: u64) -> Result<Dirtied, IoError> {
         let bit = 1 << (block % PAGES);
-        if self.0.is_read_only {
-            return Err(IoError::ReadOnly);
-        }
         if self.0.cache.has_too_much_dirty() {
             return Ok(Dirtied::NeedsRoom);
         }
         let mut state = self.0.state.lock();
+        if self.0.is_read_only() {
+            return Err(IoError::ReadOnly);
+        }
         let Some(chunk) = state.chunk(block) else {
             return Ok(Dirtied::NeedsRoom);
         };

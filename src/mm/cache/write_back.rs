@@ -375,6 +375,13 @@ impl PageCache {
         self.files(Some(volume)).iter().any(|file| file.is_mapped())
     }
 
+    /// Lets nothing of these files become dirty any more, before the last of what is is written.
+    pub fn refuse_stores(&self, volume: VolumeId) {
+        for file in self.files(Some(volume)) {
+            file.refuse_stores();
+        }
+    }
+
     /// Ends all files of a file system that is about to be unmounted: what is not written is lost.
     pub fn end_volume(&self, volume: VolumeId) -> Result<(), FsError> {
         let _ending = self.ending.lock();

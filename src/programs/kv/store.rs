@@ -514,7 +514,11 @@ fn count(
 }
 
 fn newest_header<E>(bytes: &[u8]) -> Result<Header, Error<E>> {
-    let header = |number| Header::read(bytes.get(Header::place(number)..)?);
+    // Only where it belongs: its successor goes to the other place, and must not be written over it.
+    let header = |number| {
+        let place = Header::place(number);
+        Header::read(bytes.get(place..)?).filter(|header| Header::place(header.number) == place)
+    };
     let newest = match (header(0), header(1)) {
         (None, None) => return Err(Error::NotAStore),
         (Some(header), None) | (None, Some(header)) => header,

@@ -74,6 +74,16 @@ fn cards_of_every_kind_are_identified_and_keep_what_is_written() {
 }
 
 #[test]
+fn a_card_larger_than_commands_can_address_is_refused() {
+    // The whole of what bytes can address; and one that counts bytes, but has a size as those that count blocks.
+    let card = start(SimCard::new(Kind::Standard, 1024 * MIB));
+    assert_eq!(card.capacity(), Ok(1024 * MIB));
+    let mut sim = SimCard::new(Kind::Standard, 1024 * MIB);
+    sim.set_csd(126, 1);
+    assert_eq!(start(sim).capacity(), Err(CardError::Capacity));
+}
+
+#[test]
 fn a_card_is_as_fast_as_it_and_its_host_can_be() {
     let card = start(high_capacity());
     assert!(card.bus.is_fast && card.bus.has_four_lines);

@@ -291,6 +291,15 @@ fn records_that_changed_places_are_refused() {
 }
 
 #[test]
+fn a_header_in_the_others_place_is_none() {
+    let (mut image, _) = example();
+    let (a, b) = image[..2 * PAGE].split_at_mut(PAGE);
+    a.swap_with_slice(b);
+    // The next would be written over the newest.
+    assert_eq!(reopened(&image), Err(Error::NotAStore));
+}
+
+#[test]
 fn a_file_that_is_cut_or_no_store_is_refused() {
     let (image, _) = example();
     for len in [28, PAGE, START, START + 100] {
