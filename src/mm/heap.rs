@@ -11,12 +11,16 @@
 //! ```
 //!
 //! Everything is O(1). Out of memory is a null pointer. The heap takes no more frames than leave half of the reserve,
-//! but for small objects that the kernel cannot do without ([`alloc_critical`](KernelHeap::alloc_critical)).
+//! but for what the kernel cannot do without ([`alloc_critical`](KernelHeap::alloc_critical)): small objects, and a few
+//! larger ones, which come from a piece of memory that is kept for them. When memory is full of pages of files, there are
+//! frames, but no two that follow each other.
 
 use super::addr::{Frame, PAGE_SIZE};
-use super::frame::{Frames, Owner, Urgency};
+use super::frame::{Frames, OutOfFrames, Owner, Urgency};
 use crate::sync::SpinLock;
+use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 
 /// Object sizes. Multiples of 16; the largest of each number of objects that a frame has room for.
@@ -71,10 +75,21 @@ struct State {
 // SAFETY: its pointers lead into frames that are the heap's.
 unsafe impl Send for State {}
 
+/// Frames kept for objects of several pages: a part of all, but no more and no less than these.
+const KEPT: Range<u64> = 8..64;
+const KEPT_PART: u64 = 256;
+
+/// Memory kept for the kernel's objects of several pages.
+struct Kept {
+    free: Heap<32>,
+    range: Range<usize>,
+}
+
 /// A heap over frames.
 pub struct KernelHeap<'f> {
     frames: &'f Frames,
     state: SpinLock<State>,
+    kept: SpinLock<Kept>,
 }
 
 impl<'f> KernelHeap<'f> {
@@ -86,7 +101,27 @@ impl<'f> KernelHeap<'f> {
                 partial: [None; CLASSES.len()],
                 objects: 0,
             }),
+            kept: SpinLock::new(Kept {
+                free: Heap::empty(),
+                range: 0..0,
+            }),
         }
+    }
+
+    /// Puts memory aside for objects of several pages. To be called once, when there are frames.
+    pub fn keep(&self) -> Result<(), OutOfFrames> {
+        let count = self.frames.counts().total / KEPT_PART;
+        let count = count.next_power_of_two().clamp(KEPT.start, KEPT.end);
+        let first =
+            self.frames
+                .alloc_run(Owner::Kernel, Urgency::Kernel, count.trailing_zeros())?;
+        let start = self.frames.pointer(first).expose_provenance();
+        let size = count as usize * PAGE_SIZE;
+        let mut kept = self.kept.lock();
+        // SAFETY: the frames are ours, follow each other, and are aligned to their size.
+        unsafe { kept.free.init(start, size) };
+        kept.range = start..start + size;
+        Ok(())
     }
 
     /// How many objects of up to 2032 bytes are in use.
@@ -94,16 +129,17 @@ impl<'f> KernelHeap<'f> {
         self.state.lock().objects
     }
 
-    /// Memory of up to a page for the kernel, whose own lists and boxes grow where nothing can be undone: out of all of
-    /// the reserve.
+    /// Memory for the kernel, whose own lists and boxes grow where nothing can be undone: up to a page out of all of the
+    /// reserve, more than that out of what is kept for it.
     ///
     /// # Safety
     /// As for [`GlobalAlloc::alloc`].
     pub unsafe fn alloc_critical(&self, layout: Layout) -> *mut u8 {
-        match layout.size() <= PAGE_SIZE {
-            true => self.alloc_for(layout, Urgency::Critical),
-            false => ptr::null_mut(),
+        if layout.size() <= PAGE_SIZE {
+            return self.alloc_for(layout, Urgency::Critical);
         }
+        let kept = self.kept.lock().free.alloc(layout);
+        kept.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     #[inline]
@@ -192,6 +228,15 @@ unsafe impl GlobalAlloc for KernelHeap<'_> {
     #[inline]
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
         if class_for(layout).is_none() {
+            let mut kept = self.kept.lock();
+            if let Some(object) = NonNull::new(object)
+                && kept.range.contains(&object.addr().get())
+            {
+                // SAFETY: it lies in what is kept, so that is where it came from.
+                unsafe { kept.free.dealloc(object, layout) };
+                return;
+            }
+            drop(kept);
             let pages = layout.size().div_ceil(PAGE_SIZE) as u64;
             let first = self.frames.frame_of(object);
             return self.frames.free_run(first, pages, Owner::Kernel);
@@ -393,10 +438,43 @@ mod tests {
             assert!(heap.alloc(small).is_null());
             assert!(!heap.alloc_critical(small).is_null());
             assert!(!heap.alloc_critical(page).is_null());
+            // Nothing was put aside.
             assert!(heap.alloc_critical(layout(2 * PAGE_SIZE, 8)).is_null());
             while !heap.alloc_critical(page).is_null() {}
         }
         assert_eq!(memory.frames().counts().free, 0);
+    }
+
+    #[test]
+    fn the_kernel_has_several_pages_although_no_two_frames_follow_each_other() {
+        let memory = SimMemory::new(8 << 20);
+        let frames = memory.frames();
+        let heap = KernelHeap::new(frames);
+        heap.keep().unwrap();
+        let mut all = std::vec::Vec::new();
+        while let Ok(frame) = frames.alloc(Owner::Cache, Urgency::Critical) {
+            all.push(frame);
+        }
+        for frame in all.iter().filter(|frame| frame.0 % 2 == 0) {
+            frames.free(*frame, Owner::Cache);
+        }
+        let (large, larger) = (layout(8208, 8), layout(17 * PAGE_SIZE, 8));
+        for _ in 0..3 {
+            // SAFETY: the layouts have sizes, and each object is given back once.
+            unsafe {
+                assert!(heap.alloc(large).is_null());
+                let objects = [heap.alloc_critical(large), heap.alloc_critical(large)];
+                assert!(objects.iter().all(|object| !object.is_null()));
+                assert!(objects[0].addr().abs_diff(objects[1].addr()) >= 8208);
+                for object in objects {
+                    object.write_bytes(1, 8208);
+                }
+                assert!(heap.alloc_critical(larger).is_null());
+                for object in objects {
+                    heap.dealloc(object, large);
+                }
+            }
+        }
     }
 
     #[derive(Clone, Copy, Debug)]

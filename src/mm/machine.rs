@@ -113,7 +113,9 @@ pub fn init(board: &Board) -> Result<(), InitError> {
         }
     }
     outcome?;
-    low_half::init().map_err(|_| InitError::Add(AddError::TooSmall))
+    let too_small = |_| InitError::Add(AddError::TooSmall);
+    HEAP.keep().map_err(too_small)?;
+    low_half::init().map_err(too_small)
 }
 
 fn add_ram(ram: Range<PhysAddr>, reserved: &[Range<PhysAddr>]) -> Result<(), InitError> {
