@@ -46,11 +46,11 @@ fn boot(kernel: &Path, seed: u64, steps: u64, first: u64, count: u64) -> Result<
 
 /// How many requests for frames there were: what is said last.
 fn asked(text: &str) -> Result<u64, String> {
-    let lines = text.lines().filter_map(|line| {
+    let mut lines = text.lines().filter_map(|line| {
         let line = line.strip_prefix("refuse: ")?;
         line.split_whitespace().next()?.parse().ok()
     });
     lines
-        .last()
+        .next_back()
         .ok_or_else(|| format!("an image that refuses no frames:\n{text}"))
 }

@@ -112,7 +112,7 @@ fn one_seed(
     }
     // Nothing went wrong: everything is there, and nothing is to be recovered.
     judge::sound(&disk.image)?;
-    history.check(&judge::read(disk.image)?, steps, steps)?;
+    History::with_power_off(seed, steps).check(&judge::read(disk.image)?, steps, steps)?;
 
     let record = disk.record;
     let is_mark = |event: &&Event| matches!(event, Event::Mark(_));

@@ -111,6 +111,16 @@ impl History {
         self.oldest.push(oldest);
     }
 
+    /// What they do when the machine then powers off by itself: everything is durable as it is.
+    pub fn with_power_off(seed: u64, steps: u64) -> Self {
+        let mut history = Self::new(seed, steps);
+        for &file in history.names[steps as usize].values() {
+            history.lives[file].flushed.push((steps, 0..usize::MAX));
+        }
+        history.oldest[steps as usize] = steps;
+        history
+    }
+
     fn change(&mut self, number: u64, file: File, change: impl FnOnce(&mut Vec<u8>)) {
         let versions = &mut self.lives[file].versions;
         let mut bytes = versions.last().map(|(_, bytes)| bytes.to_vec());
@@ -306,6 +316,16 @@ mod tests {
             }
         }
         assert!(noticed > 20);
+    }
+
+    #[test]
+    fn after_a_power_off_nothing_older_may_be_found() {
+        let old = tree(&History::new(9, STEPS), STEPS - 1);
+        let (cut, off) = (History::new(9, STEPS), History::with_power_off(9, STEPS));
+        assert_ne!(old, tree(&cut, STEPS), "the last step changes nothing");
+        assert_eq!(cut.check(&old, STEPS, STEPS), Ok(()));
+        assert!(off.check(&old, STEPS, STEPS).is_err());
+        assert_eq!(off.check(&tree(&off, STEPS), STEPS, STEPS), Ok(()));
     }
 
     #[test]
