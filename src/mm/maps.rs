@@ -43,7 +43,7 @@ impl HotFile {
 
 /// The maps. They do not overlap.
 pub(super) struct Maps {
-    by_start: Tree<Box<MemoryMappedObject>>,
+    by_start: Tree<MemoryMappedObject>,
     /// The first pages of the maps of each file.
     of_files: BTreeSet<(FileKey, u64)>,
     /// The anonymous map that was found last; emptied by every change.
@@ -186,7 +186,7 @@ impl Maps {
 
     /// The first map that starts at `page` or behind it.
     fn from(&self, page: u64) -> Option<&MemoryMappedObject> {
-        self.by_start.ceiling(page).map(|object| &**object)
+        self.by_start.ceiling(page)
     }
 
     /// The first map that starts in `range`, to be changed in anything but its place.
