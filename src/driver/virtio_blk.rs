@@ -41,6 +41,9 @@ const MAX_SEGMENTS: usize = 254;
 /// Bytes of one request.
 const MAX_REQUEST: usize = 1 << 20;
 
+/// How often a device is asked in one interrupt whether it has more to tell.
+const ROUNDS: u32 = 100;
+
 /// Looks at a device that owes an answer, [`WATCH_US`] apart and each [`LOOK_US`] long, before it is taken for dead.
 const PATIENCE: u32 = 30;
 
@@ -263,8 +266,8 @@ impl<T: Transport> VirtioBlk<T> {
     pub fn on_interrupt(&self) {
         // Until the device has nothing more to tell: where it sets its status while it is being told that the last one was
         // seen, its line stays up, and whoever waits for an edge (QEMU's device tree says so) never sees one again. QEMU
-        // does that when a thread of its own serves the disk.
-        loop {
+        // does that when a thread of its own serves the disk. A device that is gone says all ones, for ever.
+        for _ in 0..ROUNDS {
             let status = self.ring.lock().transport.ack_interrupt();
             self.complete_finished();
             if status.is_empty() {
