@@ -142,7 +142,7 @@ impl<'f> KernelHeap<'f> {
         kept.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
-    #[inline]
+    #[inline(always)]
     fn alloc_for(&self, layout: Layout, urgency: Urgency) -> *mut u8 {
         let Some(class) = class_for(layout) else {
             // Runs are as aligned as they are large; more than that nobody asks for below the size of a block.

@@ -90,13 +90,14 @@ impl<T> Row<T> {
     }
 
     fn remove(&mut self, i: usize) -> T {
-        let item = self.items.remove(i);
-        let len = self.items.len();
-        if i < len {
-            self.keys.copy_within(i + 1..len + 1, i);
+        let last = self.items.len() - 1;
+        // Up to the end, where the item is the one to be taken out.
+        if i < last {
+            self.keys.copy_within(i + 1..last + 1, i);
+            self.items[i..].rotate_left(1);
         }
-        self.keys[len] = NO_KEY;
-        item
+        self.keys[last] = NO_KEY;
+        self.items.swap_remove(last)
     }
 
     /// Takes what stands from place `i` on away.
