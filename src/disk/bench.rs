@@ -166,7 +166,9 @@ fn file() -> Result<(), &'static str> {
     let file = fs
         .create(root.file, NAME, FileKind::File, 0o600)
         .map_err(|_| "/bench.tmp cannot be made")?;
+    let device = fs.device().ok_or("the file system has no device")?;
     let mut bytes = alloc::vec![0x5au8; MIB];
+    let mut reader = Reader::new(device.clone(), MIB);
     let mut measure = || {
         let written = median_ns(|| {
             fs.set_len(file, 0).map_err(failed)?;
@@ -177,7 +179,6 @@ fn file() -> Result<(), &'static str> {
         })?;
         print_rate("file_write", span, written);
         // What the device takes, in the same place: whole extents, without file system or cache.
-        let device = fs.device().ok_or("the file system has no device")?;
         let extents = fs.map(file, 0, span).map_err(failed)?;
         let direct = median_ns(|| {
             for extent in &extents {
@@ -205,7 +206,6 @@ fn file() -> Result<(), &'static str> {
         let cold = median_ns_after(|| CACHE.drop_clean(), &mut read)?;
         let cached = median_ns(&mut read)?;
         print_rate("file_read_cold", span, cold);
-        let mut reader = Reader::new(device, MIB);
         let direct = median_ns(|| {
             for extent in &extents {
                 let Backing::Written(place) = extent.backing else {

@@ -40,11 +40,12 @@ unsafe impl GlobalAlloc for Heap {
         }
         let is_kernel = thread::is_in_kernel();
         if !interrupts_are_masked() {
-            // Nobody here holds a lock that this takes. What can be read again makes room; a program that is to end does
-            // so afterwards.
+            // Nobody here holds a lock that this takes. What can be read again makes room, all of it if need be: of several
+            // pages that follow each other there are none as long as a few lie between. A program that is to end does so
+            // afterwards.
             let _call = Call::enter();
             let wanted = layout.size().div_ceil(PAGE_SIZE) as u64;
-            if CACHE.reclaim(wanted.max(64)) > 0 {
+            while CACHE.reclaim(wanted.max(64)) > 0 {
                 // SAFETY: as the caller promises.
                 let memory = unsafe { HEAP.alloc(layout) };
                 if !memory.is_null() {
