@@ -288,8 +288,20 @@ pub fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name == name)
 }
 
-/// The command whose name is nearest to `name`, if any is near: one slip of the finger, or two in a longer word.
+/// What others call some commands.
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("exit", "poweroff"),
+    ("halt", "poweroff"),
+    ("quit", "poweroff"),
+    ("shutdown", "poweroff"),
+];
+
+/// The command that is called `name` elsewhere, or whose name is nearest to it, if any is near: one slip of the finger, or
+/// two in a longer word.
 pub fn nearest(name: &str) -> Option<&'static Command> {
+    if let Some((_, here)) = ELSEWHERE.iter().find(|(there, _)| *there == name) {
+        return find(here);
+    }
     COMMANDS
         .iter()
         .map(|command| (distance(command.name, name), command))

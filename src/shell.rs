@@ -8,6 +8,7 @@ mod machine;
 
 use crate::command::{self, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::edit::{Editor, Outcome};
+use crate::program::PROGRAMS;
 use crate::{console, print, println};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -51,6 +52,9 @@ pub(crate) fn run_words(words: &[String]) -> Status {
         return (command.run)(arguments);
     }
     match command::nearest(name) {
+        _ if PROGRAMS.iter().any(|program| program.name == *name) => console::complain(
+            format_args!("{name}: no command, but a program; did you mean `run {name}`?"),
+        ),
         Some(near) => console::complain(format_args!(
             "{name}: no such command; did you mean `{}`?",
             near.name

@@ -75,6 +75,8 @@ log loud
 run
 run nothing
 hlep
+exit
+kv
 ls 'unclosed
 # a comment
 write /a b; cat /a; no-such; rm /a
