@@ -79,7 +79,7 @@ impl Cached {
     /// Writes what is dirty of `file` to the device.
     fn write_back(&self, file: FileId) -> Result<(), FsError> {
         match self.find(file) {
-            Some(file) => file.write_out(),
+            Some(file) => file.write_out(0..u64::MAX),
             None => Ok(()),
         }
     }

@@ -29,6 +29,11 @@ run() {
     (cd "$copy" && ROUNDS=0 timeout 600 "tests/campaign/${words[0]}" "${words[@]:1}") >"$log" 2>&1
 }
 
+# What the campaign complained of: its first words, which the machine's own may follow; else the last line.
+reason() {
+    { grep -am 1 '^pinfold-campaign: ' "$log" || grep -av '^$' "$log" | tail -n 1; } | cut -c -200
+}
+
 # plant [--reverse] PATCH: to the copy, which is no repository.
 plant() { git -C "$copy" apply "$@"; }
 
@@ -53,7 +58,7 @@ for bug in "${bugs[@]}"; do
         said='NOT NOTICED'
         unnoticed=$((unnoticed + 1))
     fi
-    printf '%s\n    %s: %s\n' "$(head -n 1 "$patch")" "$(campaign "$bug")" "${said:-found: $(grep -av '^$' "$log" | tail -n 1 | cut -c -200)}"
+    printf '%s\n    %s: %s\n' "$(head -n 1 "$patch")" "$(campaign "$bug")" "${said:-found: $(reason)}"
     plant --reverse "$patch"
 done
 [ $unnoticed = 0 ] || die "$unnoticed of ${#bugs[@]} bugs went unnoticed"

@@ -72,6 +72,8 @@ pub(super) struct State {
     read_error: FsError,
     /// What went wrong with a write that nobody was told of.
     pub write_error: Option<FsError>,
+    /// Runs that could not be written, ever.
+    pub failures: u64,
     users: u32,
     is_unlinked: bool,
     handle: Weak<FileHandle>,
@@ -379,6 +381,7 @@ impl CachedFile {
                 last_touched: u64::MAX,
                 read_error: FsError::NotFound,
                 write_error: None,
+                failures: 0,
                 users: 0,
                 is_unlinked: attributes.links == 0,
                 handle: Weak::new(),

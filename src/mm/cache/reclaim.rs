@@ -10,7 +10,7 @@
 //! A page that was asked for once is cold: one pass over a huge file evicts what that pass has read, and nothing else. A
 //! page that is asked for soon after it was evicted comes back warm.
 
-use super::chunk::{PAGES, bits};
+use super::chunk::{Chunk, PAGES, bits};
 use super::file::{CachedFile, chunks_of};
 use super::{PageCache, add};
 use crate::fs::FsError;
@@ -116,25 +116,26 @@ impl CachedFile {
             self.drop_holes(number, holes);
             return (0, true);
         }
-        // Room that was made for a store that never came is given back by who may ask the file system.
-        let cold = chunk.cool() & !chunk.promised;
+        let cold = chunk.cool();
         let is_mapped = chunk.unpinned(chunk.resident) != chunk.resident;
         drop(state);
-        let freed = self.take_clean(number, cold);
+        // Room that was made for a store that never came is given back by who may ask the file system: whoever has it locked
+        // may be waiting for memory.
+        let freed = self.take_clean(number, |chunk| cold & !chunk.promised);
         if is_mapped {
             self.unmap(number * PAGES..(number + 1) * PAGES, Which::Unlocked);
         }
         (freed, true)
     }
 
-    /// Evicts those of the pages that are clean and not mapped; returns how many.
-    fn take_clean(&self, number: u64, pages: u64) -> u64 {
+    /// Evicts those of the pages that `pages` names, with the file locked, that are clean and not mapped; returns how many.
+    fn take_clean(&self, number: u64, pages: impl FnOnce(&Chunk) -> u64) -> u64 {
         let mut frames: ArrayVec<Frame, { PAGES as usize }> = ArrayVec::new();
         let mut promise = Reservation::NONE;
         let mut evicted = 0;
         let mut state = self.lock();
         if let Some(chunk) = state.chunks.find(number) {
-            let clean = chunk.resident & pages & !chunk.dirty & !chunk.writing;
+            let clean = pages(chunk) & chunk.resident & !chunk.dirty & !chunk.writing;
             let victims = chunk.unpinned(clean);
             add(
                 &self.cache().counts.wasted,
@@ -198,7 +199,7 @@ impl CachedFile {
             }
             let range = blocks.start.max(first)..blocks.end.min(first + PAGES);
             let pages = chunks_of(range).fold(0, |all, (_, pages)| all | pages);
-            self.take_clean(number, pages);
+            self.take_clean(number, |_| pages);
             from = first + PAGES;
         }
     }

@@ -104,25 +104,24 @@ impl CachedFile {
         blocks: Range<u64>,
         make_durable: impl FnOnce(&dyn FileSystem, FileId) -> Result<(), FsError>,
     ) -> Result<(), FsError> {
-        let written = loop {
-            let failed = self.cache().counts.failed.load(Ordering::Relaxed);
-            let written = self.write_back(blocks.clone());
-            self.wait_for_writes(blocks.clone());
-            // What somebody else could not write meanwhile is dirty again: it is ours to try.
-            if written.is_err() || self.cache().counts.failed.load(Ordering::Relaxed) == failed {
-                break written;
-            }
-        };
+        let written = self.write_out(blocks);
         let flushed = make_durable(self.fs(), self.id());
         let earlier = self.lock().write_error.take().map_or(Ok(()), Err);
         written.and(earlier).and(flushed)
     }
 
-    /// Writes all that is dirty to the device, without making it durable.
-    pub fn write_out(self: &Arc<Self>) -> Result<(), FsError> {
-        let written = self.write_back(0..u64::MAX);
-        self.wait_for_writes(0..u64::MAX);
-        written
+    /// Writes what is dirty of the blocks to the device, without making it durable, and returns when none of it is on its
+    /// way any more, whoever began to write it.
+    pub fn write_out(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), FsError> {
+        loop {
+            let failures = self.lock().failures;
+            let written = self.write_back(blocks.clone());
+            self.wait_for_writes(blocks.clone());
+            // What somebody else could not write meanwhile is dirty again: it is ours to try.
+            if written.is_err() || self.lock().failures == failures {
+                return written;
+            }
+        }
     }
 
     pub(super) fn wait_for_writes(&self, blocks: Range<u64>) {
@@ -271,6 +270,7 @@ impl CachedFile {
             Ok(()) => add(&self.cache().counts.written, count),
             Err(error) => {
                 add(&self.cache().counts.failed, count);
+                state.failures += 1;
                 state.write_error.get_or_insert(error);
             }
         }
@@ -357,17 +357,11 @@ impl PageCache {
     /// Writes all that is dirty of one file system to its device, and returns when none of it is on its way any more,
     /// whoever began to write it.
     pub fn write_out(&self, volume: VolumeId) -> Result<(), FsError> {
-        loop {
-            let failed = self.counts.failed.load(Ordering::Relaxed);
-            let mut result = Ok(());
-            for file in self.files(Some(volume)) {
-                result = result.and(file.write_out());
-            }
-            // What somebody else could not write meanwhile is dirty again: it is ours to try.
-            if result.is_err() || self.counts.failed.load(Ordering::Relaxed) == failed {
-                return result;
-            }
+        let mut result = Ok(());
+        for file in self.files(Some(volume)) {
+            result = result.and(file.write_out(0..u64::MAX));
         }
+        result
     }
 
     /// Whether maps show a file of the file system.
