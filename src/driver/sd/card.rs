@@ -168,7 +168,8 @@ pub struct Card<H> {
     cache: Option<Extension>,
     /// Whether that may hold what was written.
     has_unflushed: bool,
-    /// Whether it was lost with the power, or by a reset, and nobody has been told.
+    /// Whether it was lost with the power, or by a reset. Which partitions it was of nobody knows, so no flush succeeds any
+    /// more: the first might be another's.
     has_lost: bool,
     pace: Pace,
     /// When it was last looked for, since it is gone.
@@ -234,8 +235,7 @@ impl<H: Host> Card<H> {
             request.operation,
             Operation::Flush | Operation::Write(Durability::Durable)
         );
-        if is_flush && core::mem::take(&mut self.has_lost) {
-            log::error!("the SD card was reset with writes in its cache: they are lost");
+        if is_flush && self.has_lost {
             return outcome.and(Err(BlockError::Device {
                 offset: request.offset,
             }));
@@ -290,7 +290,12 @@ impl<H: Host> Card<H> {
     /// Sets the card up anew, if it is the one that it was.
     #[inline(never)]
     fn return_to_work(&mut self) -> Result<(), CardError> {
-        self.has_lost |= core::mem::take(&mut self.has_unflushed);
+        if core::mem::take(&mut self.has_unflushed) {
+            self.has_lost = true;
+            log::error!(
+                "the SD card was reset with writes in its cache: they are lost; no flush succeeds until a reboot"
+            );
+        }
         let cid = self.identify().map_err(|error| match error {
             CardError::Bus(BusError::NoAnswer(_)) => CardError::NoCard,
             other => other,

@@ -424,9 +424,14 @@ impl<S: Storage> Store<S> {
         if committed == self.end {
             return Ok(());
         }
+        // No store gets there by commits.
+        let number = self.header.number.checked_add(1).ok_or(Error::Damaged {
+            what: "a header with a number that none can follow",
+            at: Header::place(self.header.number) as u64,
+        })?;
         self.storage.flush(committed..self.end)?;
         let header = Header {
-            number: self.header.number + 1,
+            number,
             end: self.end as u64,
         };
         write_header(&mut self.storage, header)?;
@@ -525,14 +530,10 @@ fn newest_header<E>(bytes: &[u8]) -> Result<Header, Error<E>> {
         (Some(a), Some(b)) if a.number > b.number => a,
         (Some(_), Some(b)) => b,
     };
-    let at = Header::place(newest.number) as u64;
-    if newest.number == u64::MAX {
-        let what = "a header with a number that none can follow";
-        return Err(Error::Damaged { what, at });
-    }
     let end = newest.end;
     if end < START as u64 || end > bytes.len() as u64 {
         let what = "a header whose end is outside of the file";
+        let at = Header::place(newest.number) as u64;
         return Err(Error::Damaged { what, at });
     }
     Ok(newest)

@@ -1,6 +1,6 @@
 extern crate std;
 
-use super::{Error, HEAD, MAX_KEY, NEW, PAGE, START, Storage, Store};
+use super::{Error, HEAD, Header, MAX_KEY, NEW, PAGE, START, Storage, Store, write_header};
 use crate::fs::sim_disk::Random;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -243,6 +243,23 @@ fn bad_keys_and_values_are_refused() {
     store.put(&long[1..], b"x").unwrap();
     assert_eq!(store.get(&long[1..]), Some(&b"x"[..]));
     assert_eq!(store.get(b""), None);
+}
+
+#[test]
+fn the_last_number_of_a_header_can_be_read_and_not_be_followed() {
+    let mut storage = Store::open(Sim::new(1)).unwrap().into_storage();
+    let header = Header {
+        number: u64::MAX - 1,
+        end: START as u64,
+    };
+    write_header(&mut storage, header).unwrap();
+    let mut store = Store::open(storage).unwrap();
+    store.put(b"a", b"first").unwrap();
+    store.commit().unwrap();
+    store.put(b"a", b"second").unwrap();
+    assert!(matches!(store.commit(), Err(Error::Damaged { .. })));
+    let store = Store::open(store.into_storage()).unwrap();
+    assert_eq!(store.get(b"a"), Some(&b"first"[..]));
 }
 
 /// A store with some records, committed in several steps.
