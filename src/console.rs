@@ -257,12 +257,14 @@ pub fn is_attached() -> bool {
     UART.lock().is_some()
 }
 
-/// Runs `f`, which Ctrl-C interrupts: whoever takes long looks at [`is_interrupted`].
+/// An interrupt was for what was typed before.
+pub(crate) fn forget_interrupt() {
+    IS_INTERRUPTED.store(false, Ordering::Relaxed);
+}
+
+/// Runs `f`, which Ctrl-C interrupts: whoever takes long looks at [`is_interrupted`]. It may run others, beside it too:
+/// an interrupt is for all of them.
 pub(crate) fn run<R>(f: impl FnOnce() -> R) -> R {
-    // One may run others, beside it too: an interrupt is for all of them.
-    if RUNNING.load(Ordering::Relaxed) == 0 {
-        IS_INTERRUPTED.store(false, Ordering::Relaxed);
-    }
     RUNNING.fetch_add(1, Ordering::Relaxed);
     if is_terminal() && core::mem::take(&mut INPUT.lock().is_held) {
         // Ctrl-C must come through, whatever has been typed ahead.

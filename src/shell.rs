@@ -8,7 +8,7 @@ mod machine;
 
 use crate::command::{self, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::edit::{Editor, Outcome};
-use crate::program::PROGRAMS;
+use crate::program::process;
 use crate::{console, print, println};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -51,10 +51,13 @@ pub(crate) fn run_words(words: &[String]) -> Status {
     if let Some(command) = command::find(name) {
         return (command.run)(arguments);
     }
+    if process::find(name).is_some() {
+        console::complain(format_args!(
+            "{name}: no command, but a program; did you mean `run {name}`?"
+        ));
+        return USAGE;
+    }
     match command::nearest(name) {
-        _ if PROGRAMS.iter().any(|program| program.name == *name) => console::complain(
-            format_args!("{name}: no command, but a program; did you mean `run {name}`?"),
-        ),
         Some(near) => console::complain(format_args!(
             "{name}: no such command; did you mean `{}`?",
             near.name
@@ -92,11 +95,17 @@ fn at_terminal() -> Status {
         console::end_row();
         match read_line(&mut editor) {
             Outcome::Line(line) if line.trim().is_empty() => {}
-            Outcome::Line(line) => status = run_line(&line),
+            Outcome::Line(line) => status = run_typed(&line),
             Outcome::Abandoned => {}
             Outcome::End => return status,
         }
     }
+}
+
+/// Runs a line from the console. What an earlier one left running and Ctrl-C ended does not end this one.
+fn run_typed(line: &str) -> Status {
+    console::forget_interrupt();
+    run_line(line)
 }
 
 fn read_line(editor: &mut Editor) -> Outcome {
@@ -131,7 +140,7 @@ fn from_pipe() -> Status {
             println!("pinfold: a line has more than {LINE_SIZE} bytes and is not run");
             FAILURE
         } else {
-            run_line(&String::from_utf8_lossy(&line))
+            run_typed(&String::from_utf8_lossy(&line))
         };
         if first_failure == SUCCESS {
             first_failure = status;

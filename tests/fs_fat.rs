@@ -8,7 +8,7 @@ use common::{Node, Scratch, clock, read_file, read_tree, run};
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::fat::Fat;
 use pinfold::fs::ram_disk::RamDisk;
-use pinfold::fs::sim_disk::Random;
+use pinfold::fs::sim_disk::{Random, SimDisk};
 use pinfold::fs::{Backing, FileKind, FileSystem, FsError, blocking};
 use std::path::PathBuf;
 use std::process::Command;
@@ -155,6 +155,22 @@ fn a_page_cache_can_write_through_extents() {
         assert!(fs.reserve(file, 0, 1 << 40).is_err());
         fs.unmount().unwrap();
         fsck(&disk.contents());
+    }
+}
+
+#[test]
+fn a_flush_that_failed_is_told_to_everybody() {
+    for image in volumes() {
+        let disk = Arc::new(SimDisk::new(image, 1));
+        let fs = Fat::mount(disk.clone(), false, clock).unwrap();
+        let file = fs.create(fs.root(), b"a", FileKind::File, 0o644).unwrap();
+        fs.write_at(file, 0, b"words").unwrap();
+        disk.fail_after(0);
+        let failed = fs.sync().unwrap_err();
+        disk.heal();
+        // The first may have been the writer thread, and what the device had is gone.
+        assert_eq!(fs.sync_file(file), Err(failed));
+        assert_eq!(fs.sync(), Err(failed));
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Fat {
 struct Volume {
     driver: FatFs<Disk>,
     read_only: Option<ReadOnlyReason>,
+    /// Why what was written may not be on the medium: whoever asks for it is told, not only the first.
+    sync_error: Option<FsError>,
     /// Files that the driver keeps for us.
     pinned: BTreeSet<NodeId>,
     /// Files that are open, and how often.
@@ -93,6 +95,7 @@ impl Fat {
         let volume = Volume {
             driver,
             read_only,
+            sync_error: None,
             pinned: BTreeSet::new(),
             open: BTreeMap::new(),
             growing: BTreeMap::new(),
@@ -385,7 +388,9 @@ impl FileSystem for Fat {
     }
 
     fn sync_file(&self, file: FileId) -> Result<(), FsError> {
-        self.volume.lock().driver.fsync(node(file)?).map_err(error)
+        let file = node(file)?;
+        let mut volume = self.volume.lock();
+        volume.durably(|driver| driver.fsync(file))
     }
 
     fn sync(&self) -> Result<(), FsError> {
@@ -546,7 +551,23 @@ impl Volume {
         if self.read_only.is_some() {
             return Ok(());
         }
-        self.driver.sync().map_err(error)
+        self.durably(|driver| driver.sync())
+    }
+
+    /// Does what makes something durable. A device that has failed in that once may have dropped what it had: nothing is
+    /// acknowledged any more.
+    fn durably(
+        &mut self,
+        sync: impl FnOnce(&mut FatFs<Disk>) -> Result<(), hadris_fs::Error<BlockError>>,
+    ) -> Result<(), FsError> {
+        if let Some(error) = self.sync_error {
+            return Err(error);
+        }
+        let result = sync(&mut self.driver).map_err(error);
+        self.sync_error = result
+            .err()
+            .filter(|error| matches!(error, FsError::Block(_)));
+        result
     }
 }
 
