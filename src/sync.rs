@@ -13,7 +13,7 @@
 //! | maps | [`SpinLock`] | all maps and the low half's tables; a mapped file's lookup is called with it held |
 //! | scheduler | [`SpinLock`] | ready threads, sleepers, all wait queues |
 //! | kernel map | [`SpinLock`] | the tables of the high half |
-//! | heap | [`SpinLock`] | the slabs |
+//! | heap | [`SpinLock`] | the slabs; by a lock of its own, which no other is taken with, what is kept |
 //! | frames | [`SpinLock`] | who owns which frame |
 //!
 //! # Kinds

@@ -759,7 +759,7 @@ pub fn yield_now() {
     scheduler.ready.push(current());
     switch_away(&mut scheduler);
     drop(scheduler);
-    // Whose call ends the thread, if it is to end.
+    // Ends the thread, if it is to end: there is a call in it.
     finish_switch();
 }
 

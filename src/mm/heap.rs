@@ -20,7 +20,7 @@ use super::frame::{Frames, OutOfFrames, Owner, Urgency};
 use crate::sync::SpinLock;
 use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 use core::ptr::{self, NonNull};
 
 /// Object sizes. Multiples of 16; the largest of each number of objects that a frame has room for.
@@ -76,7 +76,7 @@ struct State {
 unsafe impl Send for State {}
 
 /// Frames kept for objects of several pages: a part of all, but no more and no less than these.
-const KEPT: Range<u64> = 8..64;
+const KEPT: RangeInclusive<u64> = 8..=64;
 const KEPT_PART: u64 = 256;
 
 /// Memory kept for the kernel's objects of several pages.
@@ -111,7 +111,7 @@ impl<'f> KernelHeap<'f> {
     /// Puts memory aside for objects of several pages. To be called once, when there are frames.
     pub fn keep(&self) -> Result<(), OutOfFrames> {
         let count = self.frames.counts().total / KEPT_PART;
-        let count = count.next_power_of_two().clamp(KEPT.start, KEPT.end);
+        let count = count.next_power_of_two().clamp(*KEPT.start(), *KEPT.end());
         let first =
             self.frames
                 .alloc_run(Owner::Kernel, Urgency::Kernel, count.trailing_zeros())?;

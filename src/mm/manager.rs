@@ -19,7 +19,7 @@
 use super::addr::{Frame, PAGE_SIZE, Page, VirtAddr};
 use super::fault::{FaultCounts, FaultError};
 use super::frame::{Frames, OutOfFrames, Owner, Urgency};
-use super::maps::Maps;
+use super::maps::{Maps, lies_in};
 use super::object::{
     Aliases, AnonymousMemoryMap, Backing, Condition, FileKey, IoError, MappableFile,
     MemoryMappedFile, MemoryMappedObject, Pattern, Sharing, SyncMode, Which,
@@ -160,7 +160,7 @@ pub(super) struct State<T> {
 pub struct MemoryMapManager<'f, T> {
     pub(super) frames: &'f Frames,
     pub(super) state: SpinLock<State<T>>,
-    /// The pages where maps may be.
+    /// The pages where maps may be: known without the lock.
     limits: Range<u64>,
     /// Where those wait who need addresses that somebody is removing maps from.
     settled: WaitQueue,
@@ -839,7 +839,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         }
         let start = base.page().0;
         let range = start..start + pages_of(length)?;
-        match self.limits.start <= range.start && range.end <= self.limits.end {
+        match lies_in(&range, &self.limits) {
             true => Ok(range),
             false => Err(MapError::OutOfRange),
         }

@@ -41,6 +41,11 @@ impl HotFile {
     }
 }
 
+/// Whether all of `range` lies in `area`.
+pub(super) fn lies_in(range: &Range<u64>, area: &Range<u64>) -> bool {
+    area.start <= range.start && range.end <= area.end
+}
+
 /// The maps. They do not overlap.
 pub(super) struct Maps {
     by_start: Tree<MemoryMappedObject>,
@@ -81,7 +86,7 @@ impl Maps {
 
     /// Whether all of `range` lies where maps may be.
     pub(super) fn may_hold(&self, range: &Range<u64>) -> bool {
-        self.limits.start <= range.start && range.end <= self.limits.end
+        lies_in(range, &self.limits)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -339,12 +344,9 @@ impl Maps {
     /// A place for `len` pages.
     pub(super) fn choose(&mut self, len: u64) -> Option<u64> {
         let alignment = if len >= BLOCK { BLOCK } else { 1 };
-        let is_in = |area: &Range<u64>, range: &Range<u64>| {
-            area.start <= range.start && range.end <= area.end
-        };
         let start = self.last_freed.start.next_multiple_of(alignment);
         let range = start..start.checked_add(len)?;
-        if range.end <= self.last_freed.end && is_in(&self.area, &range) {
+        if range.end <= self.last_freed.end && lies_in(&range, &self.area) {
             self.last_freed.start = range.end;
             return Some(start);
         }
@@ -352,7 +354,7 @@ impl Maps {
         let top = last.map_or(self.area.start, |last| last.end.max(self.area.start));
         let start = top.next_multiple_of(alignment);
         let range = start..start.checked_add(len)?;
-        if is_in(&self.area, &range) {
+        if lies_in(&range, &self.area) {
             return Some(start);
         }
         // All addresses were used once: now it takes a look at every gap.

@@ -1,13 +1,14 @@
 //! A program that runs: its threads, what it has, and how it ends.
 //!
-//! A program ends in one of four ways, and each is the same: its status is set, once, and all its threads are told to end.
+//! A program ends in one of four ways: its status is set, once, and all its threads are told to end, by whoever ends it or,
+//! where `main` returns, by whoever waits for it.
 //!
 //! ```text
-//! main returns ──.
-//! exit(status) ──┼──> stop(status): status set, each thread told ──> every thread ends at its next return to
-//! a crash ───────┤        and woken                                  program code, outside of kernel calls
-//! interrupt() ───'                                                        │
-//!                                                     finish(): what it had is given back <── all joined
+//! exit(status) ──.
+//! a crash ───────┼──> stop(status): status set, each thread told ──> every thread ends at its next return to
+//! interrupt() ───'        and woken                                  program code, outside of kernel calls
+//! main returns ──> status set ──> finish(): the other threads told        │
+//!                                           what it had is given back <── all joined
 //! ```
 //!
 //! A thread in the middle of a call of the kernel ([`Call`]) finishes it first: it may hold what others need. Nothing is
@@ -121,7 +122,8 @@ pub fn start(program: &'static Program, arguments: Vec<String>) -> Result<Runnin
         Box::new(move || {
             let status = (program.main)(&process.arguments);
             let _call = Call::enter();
-            // Whoever waits for it tells the other threads to end; this one does by itself, with all that it has.
+            // Not `stop`, which tells this thread to end as well: at the end of this call, without dropping what it has.
+            // Whoever waits for the program tells the others.
             process.state.lock().status.get_or_insert(status);
         })
     })?;

@@ -120,7 +120,6 @@ impl Files {
 
     /// Makes the directories, empties them, and makes that durable.
     pub(super) fn clear(&mut self) -> Result<(), MmapError> {
-        let _call = Call::enter();
         let directories = DIRECTORIES
             .iter()
             .map(|path| alloc::format!("{}{path}", self.top));
@@ -129,6 +128,7 @@ impl Files {
             .filter(|top| !top.is_empty())
             .chain(directories)
         {
+            let _call = Call::enter();
             let (parent, name) = VFS.resolve_parent(path.as_bytes())?;
             let kind = FileKind::Directory;
             match parent.fs.create(parent.file, &name, kind, 0o755) {
@@ -143,6 +143,7 @@ impl Files {
                 Err(error) => return Err(error.into()),
             }
         }
+        let _call = Call::enter();
         Ok(VFS.sync()?)
     }
 
@@ -151,12 +152,14 @@ impl Files {
     }
 
     fn unlink(&self, name: Name) -> Result<(), FsError> {
+        let _call = Call::enter();
         let (parent, name) = VFS.resolve_parent(self.path(name).as_bytes())?;
         parent.fs.unlink(parent.file, &name)
     }
 
+    /// Does a step. What the kernel does beneath it is a call; the rest is a program's, which may be ended, and be told that
+    /// there is no memory.
     pub(super) fn take(&mut self, step: Step) -> Result<(), MmapError> {
-        let _call = Call::enter();
         match step {
             Step::Create(name) => {
                 let mut options = File::options();
@@ -174,9 +177,11 @@ impl Files {
             }
             Step::SetLen(name, len) => self.open(name)?.file.set_len(len.into())?,
             Step::Rename(from, to) => {
+                let call = Call::enter();
                 let (old, old_name) = VFS.resolve_parent(self.path(from).as_bytes())?;
                 let (new, new_name) = VFS.resolve_parent(self.path(to).as_bytes())?;
                 old.fs.rename(old.file, &old_name, new.file, &new_name)?;
+                drop((call, old, new));
                 let moved = self.named[usize::from(from.0)].take();
                 let replaced = core::mem::replace(&mut self.named[usize::from(to.0)], moved);
                 self.orphan(replaced);
@@ -187,6 +192,7 @@ impl Files {
                 self.orphan(removed);
             }
             Step::Evict => {
+                let _call = Call::enter();
                 CACHE.write_back(None)?;
                 CACHE.drop_clean();
             }
@@ -195,7 +201,10 @@ impl Files {
             }
             Step::SyncData(name) => self.open(name)?.file.sync_data()?,
             Step::SyncAll(name) => self.open(name)?.file.sync_all()?,
-            Step::Sync => VFS.sync()?,
+            Step::Sync => {
+                let _call = Call::enter();
+                VFS.sync()?;
+            }
         }
         Ok(())
     }

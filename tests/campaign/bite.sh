@@ -45,8 +45,11 @@ done
 mkdir "$copy/target"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -cf - | tar -C "$copy" -xf -
 
+done_before=
 for bug in "${bugs[@]}"; do
+    case $done_before in *"|$(campaign "$bug")|"*) continue ;; esac
     run "$bug" || { cat "$log"; die "$(campaign "$bug") fails without a bug"; }
+    done_before="$done_before|$(campaign "$bug")|"
 done
 unnoticed=0
 for bug in "${bugs[@]}"; do
@@ -56,8 +59,11 @@ for bug in "${bugs[@]}"; do
     said=
     if run "$bug"; then
         said='NOT NOTICED'
-        unnoticed=$((unnoticed + 1))
+    elif [ "$bug" != pin ] && ! grep -aq '^pinfold-campaign: ' "$log"; then
+        # A leaked pin is waited for, for ever: that is how it shows. Of the others the campaign must complain.
+        said="NOT NOTICED, but failed: $(reason)"
     fi
+    [ -z "$said" ] || unnoticed=$((unnoticed + 1))
     printf '%s\n    %s: %s\n' "$(head -n 1 "$patch")" "$(campaign "$bug")" "${said:-found: $(reason)}"
     plant --reverse "$patch"
 done

@@ -151,16 +151,19 @@ impl State {
         }
     }
 
-    /// Somebody asks for a resident block.
+    /// Somebody asks for resident pages of a chunk.
     #[inline]
-    fn touch(&mut self, block: u64) {
-        self.hits += 1;
-        if self.last_touched == block {
+    fn touch(&mut self, number: u64, pages: u64) {
+        if pages == 0 {
             return;
         }
-        self.last_touched = block;
-        if let Some(chunk) = self.chunk(block) {
-            self.used += u64::from(chunk.touch(1 << (block % PAGES)));
+        self.hits += u64::from(pages.count_ones());
+        // Who asks for a page in parts, one after the other, asks for it once.
+        let last = self.last_touched;
+        let again = u64::from(last / PAGES == number) << (last % PAGES);
+        self.last_touched = number * PAGES + u64::from(pages.ilog2());
+        if let Some(chunk) = self.chunks.find(number) {
+            self.used += u64::from(chunk.touch(pages & !again));
         }
     }
 
@@ -195,14 +198,7 @@ impl State {
             }
             done += to.len();
         }
-        self.hits += u64::from(asked_for.count_ones());
-        // Reads of parts of a page, one after the other, ask for it once.
-        let (number, last) = (first / PAGES, self.last_touched);
-        let again = u64::from(last / PAGES == number) << (last % PAGES);
-        self.used += u64::from(chunk.touch(asked_for & !again));
-        if asked_for != 0 {
-            self.last_touched = number * PAGES + u64::from(asked_for.ilog2());
-        }
+        self.touch(first / PAGES, asked_for);
         (done, edge)
     }
 }
@@ -1144,7 +1140,7 @@ impl CachedFile {
                 let start = self.pointer(frame).add(from);
                 start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             }
-            state.touch(block);
+            state.touch(block / PAGES, 1 << (block % PAGES));
             if let Some(chunk) = state.chunk(block) {
                 self.cache
                     .note_dirty(u64::from((chunk.dirty | chunk.writing) & bit == 0));
