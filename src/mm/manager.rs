@@ -884,6 +884,20 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         state: &mut State<T>,
         range: &Range<u64>,
     ) -> Result<Option<Range<u64>>, MapError> {
+        let first = state.maps.find(range.start);
+        match first.is_some_and(|map| map.start == range.start && map.end == range.end) {
+            // A whole map, as it mostly is.
+            true => Ok(Some(range.clone())),
+            false => self.cut_inside(state, range),
+        }
+    }
+
+    #[inline(never)]
+    fn cut_inside(
+        &self,
+        state: &mut State<T>,
+        range: &Range<u64>,
+    ) -> Result<Option<Range<u64>>, MapError> {
         // Where the map ends that the first page is in: most ranges end no later.
         let mut known_end = 0;
         for at in [range.start, range.end] {

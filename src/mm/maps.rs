@@ -34,6 +34,11 @@ pub(super) struct HotFile {
 }
 
 impl HotFile {
+    #[inline(always)]
+    fn contains(&self, page: u64) -> bool {
+        page.wrapping_sub(self.start) < self.end - self.start
+    }
+
     /// The block that `page` shows.
     #[inline(always)]
     pub(super) fn block(&self, page: u64) -> u64 {
@@ -55,8 +60,6 @@ pub(super) struct Maps {
     last: Option<Hot>,
     /// The same for maps of files.
     last_file: Option<HotFile>,
-    /// Where that is, and how many pages: none where there is none.
-    last_file_range: (u64, u64),
     /// Where maps may be.
     limits: Range<u64>,
     /// Where maps are put that may be anywhere.
@@ -76,7 +79,6 @@ impl Maps {
             of_files: BTreeSet::new(),
             last: None,
             last_file: None,
-            last_file_range: (0, 0),
             limits,
             area,
             last_freed: 0..0,
@@ -122,30 +124,20 @@ impl Maps {
     fn forget_last(&mut self) {
         self.last = None;
         self.last_file = None;
-        self.last_file_range = (0, 0);
     }
 
-    /// Whether `page` is in the map of a file that was found last.
+    /// What a fault at `page` needs to know, if it is in the map of a file that was found last.
     #[inline(always)]
-    pub(super) fn is_last_file(&self, page: u64) -> bool {
-        let (start, len) = self.last_file_range;
-        page.wrapping_sub(start) < len
+    pub(super) fn last_file(&self, page: u64) -> Option<&HotFile> {
+        self.last_file.as_ref().filter(|hot| hot.contains(page))
     }
 
     /// What a fault at `page` needs to know, if the map there is live and shows a file.
     #[inline(always)]
     pub(super) fn find_file(&mut self, page: u64) -> Option<&HotFile> {
-        if !self.is_last_file(page) {
-            let hot = self.find_other_file(page)?;
-            self.last_file_range = (hot.start, hot.end - hot.start);
-            self.last_file = Some(hot);
+        if self.last_file(page).is_none() {
+            self.last_file = Some(self.find_other_file(page)?);
         }
-        self.last_file()
-    }
-
-    /// What a fault needs to know of the map of a file that was found last.
-    #[inline(always)]
-    pub(super) fn last_file(&self) -> Option<&HotFile> {
         self.last_file.as_ref()
     }
 
@@ -235,15 +227,18 @@ impl Maps {
     /// Adds a map where there is none, to its neighbours if they are alike.
     pub(super) fn insert_merging(&mut self, object: MemoryMappedObject) {
         let end = object.end;
-        match self.by_start.floor_mut(object.start) {
-            Some(before) if before.continues_with(&object) => {
-                before.end = end;
-                self.forget_last();
-                self.take_addresses(object.start..end);
+        let [before, last] = self.by_start.last_two(end);
+        let has_next = last.is_some_and(|last| last.start == end);
+        let before = if has_next { before } else { last };
+        match before.filter(|before| before.continues_with(&object)) {
+            Some(before) => self.grow(before.start, end),
+            None => {
+                self.insert(Box::new(object));
+                if has_next {
+                    self.merge(end);
+                }
             }
-            _ => self.insert(Box::new(object)),
         }
-        self.merge(end);
     }
 
     /// Lets the map that starts at `start` end at `end`; nothing is in the way.
@@ -311,7 +306,7 @@ impl Maps {
 
     /// Makes one of the map that ends at `at` and the one that starts there, if they are alike.
     pub(super) fn merge(&mut self, at: u64) {
-        let Some([object, next]) = self.by_start.last_two(at) else {
+        let [Some(object), Some(next)] = self.by_start.last_two(at) else {
             return;
         };
         if next.start == at

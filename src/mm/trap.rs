@@ -221,7 +221,7 @@ fn try_step<T: PageTable>(
         let step = state.step_anonymous(frames, page, access, hot);
         return state.settle(page, step);
     }
-    if state.maps.is_last_file(page.0) {
+    if state.maps.last_file(page.0).is_some() {
         if access == Access::Write {
             let step = state.store_to_new(frames, page);
             return state.settle(page, step);
@@ -356,7 +356,7 @@ impl<T: PageTable> State<T> {
     /// A load where nothing is present in the map of a file, which was found last.
     #[inline(always)]
     fn load_from_file(&mut self, page: Page, access: Access) -> Result<Step, FaultError> {
-        let Some(hot) = self.maps.last_file() else {
+        let Some(hot) = self.maps.last_file(page.0) else {
             return Ok(Step::Again);
         };
         if !hot.protection.allows(access) {
@@ -392,7 +392,7 @@ impl<T: PageTable> State<T> {
     /// A store where nothing is present in the map of a file, which was found last.
     #[inline(always)]
     fn store_to_new(&mut self, frames: &Frames, page: Page) -> Result<Step, FaultError> {
-        let Some(hot) = self.maps.last_file() else {
+        let Some(hot) = self.maps.last_file(page.0) else {
             return Ok(Step::Again);
         };
         if !hot.protection.allows(Access::Write) {
@@ -435,7 +435,7 @@ impl<T: PageTable> State<T> {
             Lookup::Hole => {
                 let protection = self
                     .maps
-                    .last_file()
+                    .last_file(page.0)
                     .map_or(Protection::NONE, |hot| hot.protection);
                 let zeros = self.table.zero_frame();
                 self.table
@@ -449,7 +449,7 @@ impl<T: PageTable> State<T> {
     /// A store to a private map of a file, where nothing is present.
     #[inline(never)]
     fn copy_from_file(&mut self, frames: &Frames, page: Page) -> Result<Step, FaultError> {
-        let Some(hot) = self.maps.last_file() else {
+        let Some(hot) = self.maps.last_file(page.0) else {
             return Ok(Step::Again);
         };
         let (block, protection) = (hot.block(page.0), hot.protection);

@@ -249,21 +249,26 @@ impl<V> Tree<V> {
         }
     }
 
-    /// The values with the two largest keys that are at most `key`.
+    /// The values with the two largest keys that are at most `key`, the larger one last.
     #[inline]
-    pub(super) fn last_two(&self, key: u64) -> Option<[&V; 2]> {
+    pub(super) fn last_two(&self, key: u64) -> [Option<&V>; 2] {
         let mut node = &self.root;
         loop {
             match node {
                 Node::Leaf(row) => {
-                    let i = row.rank(key).checked_sub(1)?;
+                    let Some(i) = row.rank(key).checked_sub(1) else {
+                        return [None; 2];
+                    };
                     let before = match i.checked_sub(1) {
                         Some(i) => row.items.get(i).map(|value| &**value),
-                        None => self.floor(row.keys[0].checked_sub(1)?),
+                        None => row.keys[0].checked_sub(1).and_then(|key| self.floor(key)),
                     };
-                    return Some([before?, row.items.get(i)?]);
+                    return [before, row.items.get(i).map(|value| &**value)];
                 }
-                Node::Inner(row) => node = row.floor(key)?,
+                Node::Inner(row) => match row.floor(key) {
+                    Some(child) => node = child,
+                    None => return [None; 2],
+                },
             }
         }
     }
@@ -375,8 +380,12 @@ mod tests {
             let ceiling = model.range(key..).next().map(|(_, value)| value);
             assert_eq!(tree.ceiling(*key), ceiling, "ceiling of {key}");
             let mut down = model.range(..=key).rev().map(|(_, value)| value);
-            let two = down.next().and_then(|last| Some([down.next()?, last]));
-            assert_eq!(tree.last_two(*key), two, "the last two up to {key}");
+            let last = down.next();
+            assert_eq!(
+                tree.last_two(*key),
+                [down.next(), last],
+                "the last two up to {key}"
+            );
         }
     }
 

@@ -1070,7 +1070,31 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
         Ok(())
     }
 
+    #[inline]
     fn remove(&mut self, range: Range<Page>, removed: &mut Removed) -> Result<Page, OutOfFrames> {
+        match self.is_absent(&range) {
+            true => Ok(range.end),
+            false => self.remove_present(range, removed),
+        }
+    }
+}
+
+impl<M: Mmu> PageTables<'_, M> {
+    /// Whether a single entry says that nothing is present in `range`, and no table is to go.
+    #[inline(always)]
+    fn is_absent(&self, range: &Range<Page>) -> bool {
+        let place = self.walk(range.start.0);
+        place.value.is_empty()
+            && (range.start.0 | (span(place.level) - 1)) + 1 >= range.end.0
+            && self.frames.count(place.table) > 0
+    }
+
+    #[inline(never)]
+    fn remove_present(
+        &mut self,
+        range: Range<Page>,
+        removed: &mut Removed,
+    ) -> Result<Page, OutOfFrames> {
         let mut rest = range.start.0..range.end.0;
         let mut forget = Forget::default();
         let mut freed = FreedTables::new();
@@ -1132,9 +1156,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
         self.finish_removal(forget, &freed);
         Ok(Page(rest.start.min(range.end.0)))
     }
-}
 
-impl<M: Mmu> PageTables<'_, M> {
     /// Removes the pages of `part`, within one level-3 table, until `removed` is full; returns where it stopped.
     #[inline(always)]
     fn remove_pages(
