@@ -7,8 +7,8 @@ help() {
     cat <<'END'
 usage: bench/compare.sh [--rounds N] [--to DIR] [--keep]
 
-Boots Debian's arm64 Linux and Pinfold in turn, runs the same benchmark on both, and writes comparison.md and
-comparison.svg to DIR (docs/src unless said).
+Boots Debian's arm64 Linux and Pinfold in turn, runs the same benchmark on both, and writes performance.md and
+performance.svg to DIR (docs/src unless said).
 
   --rounds N   rounds of what is measured by the clock, of which the median counts; 3 unless said. What is counted in
                instructions repeats exactly, and is measured once

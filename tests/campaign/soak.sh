@@ -11,6 +11,7 @@ seed=${2:-1}
 disk=$ROOT/target/campaign-soak.img
 trap 'rm -f "$disk"' EXIT
 
+mkdir -p target
 mkfs.ext4 -q -F "$disk" 256M
 ./qemu.sh --timeout $((seconds * 2 + 300)) --memory 64M --disk "$disk" "run soak $seconds $seed"
 e2fsck -fn "$disk"

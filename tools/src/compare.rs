@@ -277,7 +277,7 @@ pub(crate) fn grouped(value: f64) -> String {
     out
 }
 
-/// Reads the logs in `from`, and writes `comparison.md` and `comparison.svg` to `to`. `about` says when and on what.
+/// Reads the logs in `from`, and writes `performance.md` and `performance.svg` to `to`. `about` says when and on what.
 pub(crate) fn compare(from: &Path, to: &Path, about: &str) -> Result<String, String> {
     // By system, then instructions or time: figures of one kind are not taken for the other's.
     let mut logs: BTreeMap<(&str, bool), Figures> = BTreeMap::new();
@@ -321,14 +321,14 @@ pub(crate) fn compare(from: &Path, to: &Path, about: &str) -> Result<String, Str
         std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
     };
     let table = markdown(&lines, &missing, about);
-    write("comparison.md", table.clone())?;
-    write("comparison.svg", chart(&lines))?;
+    write("performance.md", table.clone())?;
+    write("performance.svg", chart(&lines))?;
     Ok(table)
 }
 
 fn markdown(lines: &[Line<'_>], missing: &[&str], about: &str) -> String {
     let mut out =
-        format!("# Beside Linux\n\n{about}\n\n![How many times less than Linux](comparison.svg)\n");
+        format!("# Beside Linux\n\n{about}\n\n![How many times less than Linux](performance.svg)\n");
     for (kind, title) in [
         (Instructions, "Instructions, counted by QEMU"),
         (Rate, "By the clock: rates, more is better"),

@@ -23,7 +23,7 @@ usage: pinfold-tools image ELF OUT
   image ELF OUT   makes the bootable image OUT from the linked program ELF, with the table of function names in it
   bmap IMAGE OUT  writes which blocks of the disk IMAGE hold anything, as bmaptool wants it
   compare LOGS TO ABOUT
-                  writes TO/comparison.md and TO/comparison.svg from the logs in the folder LOGS; ABOUT says when and on what
+                  writes TO/performance.md and TO/performance.svg from the logs in the folder LOGS; ABOUT says when and on what
   trace DUMP OUT  draws what `trace dump` printed as the SVG picture OUT
   plot FIGURES OUT
                   draws how figures grow as the SVG picture OUT, and prints their table in Markdown
