@@ -29,6 +29,11 @@ run() {
     (cd "$copy" && ROUNDS=0 timeout 600 "tests/campaign/${words[0]}" "${words[@]:1}") >"$log" 2>&1
 }
 
+# build: the copy's image, and what runs campaigns, both of which may take longer than a campaign may.
+build() {
+    (cd "$copy" && scripts/build.sh && cargo build --quiet --release --locked --package pinfold-campaign) >"$log" 2>&1
+}
+
 # What the campaign complained of: its first words, which the machine's own may follow; else the last line.
 reason() {
     { grep -am 1 '^pinfold-campaign: ' "$log" || grep -av '^$' "$log" | tail -n 1; } | cut -c -200
@@ -45,6 +50,7 @@ done
 mkdir "$copy/target"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -cf - | tar -C "$copy" -xf -
 
+build || { cat "$log"; die "the tree cannot be built"; }
 done_before=
 for bug in "${bugs[@]}"; do
     case $done_before in *"|$(campaign "$bug")|"*) continue ;; esac
@@ -55,7 +61,7 @@ unnoticed=0
 for bug in "${bugs[@]}"; do
     patch=$ROOT/tests/campaign/bugs/$bug.patch
     plant "$patch" || die "$patch does not fit"
-    (cd "$copy" && scripts/build.sh) >"$log" 2>&1 || { cat "$log"; die "$patch cannot be built"; }
+    build || { cat "$log"; die "$patch cannot be built"; }
     said=
     if run "$bug"; then
         said='NOT NOTICED'
