@@ -327,8 +327,9 @@ pub(crate) fn compare(from: &Path, to: &Path, about: &str) -> Result<String, Str
 }
 
 fn markdown(lines: &[Line<'_>], missing: &[&str], about: &str) -> String {
-    let mut out =
-        format!("# Beside Linux\n\n{about}\n\n![How many times less than Linux](performance.svg)\n");
+    let mut out = format!(
+        "# Beside Linux\n\n{about}\n\n![How many times less than Linux](performance.svg)\n"
+    );
     for (kind, title) in [
         (Instructions, "Instructions, counted by QEMU"),
         (Rate, "By the clock: rates, more is better"),
