@@ -40,7 +40,7 @@ use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
 use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError};
-use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
+use pinfold::mm::addr::{Frame, PAGE_SIZE, VirtAddr};
 use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::{Access, FaultError};
 use pinfold::mm::frame::{Owner, Urgency};
@@ -985,6 +985,87 @@ fn dirty_pages_are_written_when_memory_is_gone() {
         expected[page * PAGE_SIZE + 1] = 255 - page as u8;
     }
     assert!(machine.finish(file) == expected);
+}
+
+/// A machine whose frames are a program's, but for a file's pages, all dirty, which are mapped; the map, and one of a page of
+/// memory that was never touched.
+struct Tight {
+    machine: Machine,
+    file: FileId,
+    base: VirtAddr,
+    untouched: VirtAddr,
+    taken: Arc<Mutex<Vec<Frame>>>,
+}
+
+impl Tight {
+    const PAGES: u64 = 20;
+
+    fn new() -> Self {
+        let machine = Machine::new(3, 2 << 20, OPTIONS);
+        let file = machine.cold("a", &numbered(Self::PAGES));
+        let base = machine.map(file, 0, Self::PAGES);
+        let map = machine
+            .manager
+            .map_anon(Placement::Anywhere, 2 * PAGE, Protection::READ_WRITE);
+        // With the tables that its neighbour needs as well.
+        let touched = map.unwrap();
+        machine.store(touched, 1).unwrap();
+        for page in 0..Self::PAGES {
+            machine.store(at(base, page, 0), 1 + page as u8).unwrap();
+        }
+        let frames = machine.memory.frames();
+        let taken = core::iter::from_fn(|| frames.alloc(Owner::Anonymous, Urgency::Data).ok());
+        let taken = Arc::new(Mutex::new(taken.collect()));
+        Self {
+            machine,
+            file,
+            base,
+            untouched: at(touched, 1, 0),
+            taken,
+        }
+    }
+
+    fn finish(self) {
+        let frames = self.machine.memory.frames();
+        for frame in self.taken.lock().unwrap().drain(..) {
+            frames.free(frame, Owner::Anonymous);
+        }
+        let bytes = self.machine.finish(self.file);
+        let firsts = bytes.iter().step_by(PAGE_SIZE);
+        assert!(firsts.copied().eq(1..1 + Self::PAGES as u8));
+    }
+}
+
+#[test]
+fn a_fault_waits_for_memory_that_is_being_written() {
+    let tight = Tight::new();
+    let (during, untouched) = (tight.machine.clone(), tight.untouched);
+    let faulting = Arc::new(Mutex::new(None));
+    let thread = faulting.clone();
+    tight.machine.disk.during_next_write(Box::new(move || {
+        let fault = during.meanwhile(move |machine| machine.store(untouched, 1).unwrap());
+        assert!(!fault.is_finished(), "there is no memory yet");
+        *thread.lock().unwrap() = Some(fault);
+    }));
+    tight.machine.cache.write_back(None).unwrap();
+    faulting.lock().unwrap().take().unwrap().join().unwrap();
+    tight.finish();
+}
+
+#[test]
+fn a_fault_takes_memory_that_came_free_while_it_wrote() {
+    let tight = Tight::new();
+    let (during, base, taken) = (tight.machine.clone(), tight.base, tight.taken.clone());
+    tight.machine.disk.during_next_write(Box::new(move || {
+        // What is written is dirty again at once.
+        for page in 0..Tight::PAGES {
+            during.store(at(base, page, 0), 1 + page as u8).unwrap();
+        }
+        let frame = taken.lock().unwrap().pop().unwrap();
+        during.memory.frames().free(frame, Owner::Anonymous);
+    }));
+    tight.machine.store(tight.untouched, 1).unwrap();
+    tight.finish();
 }
 
 // --- the disk is full, or slow; files are cut while they are used ---

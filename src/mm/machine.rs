@@ -41,11 +41,11 @@ unsafe impl GlobalAlloc for Heap {
         let is_kernel = thread::is_in_kernel();
         if !interrupts_are_masked() {
             // Nobody here holds a lock that this takes. What can be read again makes room, all of it if need be: of several
-            // pages that follow each other there are none as long as a few lie between. A program that is to end does so
-            // afterwards.
+            // pages that follow each other there are none as long as a few lie between. A program, which holds no lock of a
+            // file system either, has what is dirty written for it. One that is to end does so afterwards.
             let _call = Call::enter();
             let wanted = layout.size().div_ceil(PAGE_SIZE) as u64;
-            while CACHE.reclaim(wanted.max(64)) > 0 {
+            while CACHE.reclaim(wanted.max(64)) > 0 || !is_kernel && CACHE.reclaim_or_write() {
                 // SAFETY: as the caller promises.
                 let memory = unsafe { HEAP.alloc(layout) };
                 if !memory.is_null() {

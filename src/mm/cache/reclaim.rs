@@ -61,14 +61,26 @@ impl PageCache {
         freed
     }
 
-    /// Frees some frames, writing pages back if need be; whether it got any.
+    /// Frees some frames, writing pages back if need be; whether there are more now than there were. Whoever calls holds
+    /// nothing that a transfer may wait for.
     pub fn reclaim_or_write(&self) -> bool {
-        if self.reclaim(BATCH) > 0 {
-            return true;
+        let before = self.frames.counts().free;
+        // Others may have freed some, while this one waited for the device.
+        let has_some = || self.reclaim(BATCH) > 0 || self.frames.counts().free > before;
+        loop {
+            if has_some() {
+                return true;
+            }
+            // An error is the file's, and told with its next flush; whatever was written can be evicted.
+            let _ = self.write_back(None);
+            if has_some() {
+                return true;
+            }
+            // What others read and write can be evicted when it has arrived.
+            if !self.files(None).iter().any(|file| file.wait_for_transfer()) {
+                return false;
+            }
         }
-        // An error is the file's, and told with its next flush; whatever was written can be evicted.
-        let _ = self.write_back(None);
-        self.reclaim(BATCH) > 0
     }
 
     /// Frames that should be free: what the kernel itself may need while it writes back.
@@ -95,6 +107,21 @@ impl PageCache {
 }
 
 impl CachedFile {
+    /// Waits until a page that is on its way to or from the device has arrived; `false` if none is.
+    fn wait_for_transfer(&self) -> bool {
+        let state = self.lock();
+        let moving = |chunk: &Chunk| chunk.busy | chunk.writing;
+        let find = |(number, chunk)| Some((number, moving(chunk))).filter(|(_, pages)| *pages != 0);
+        let Some((number, pages)) = state.chunks.all().find_map(find) else {
+            return false;
+        };
+        drop(self.wait_while(state, |state| {
+            let chunk = state.chunks.find(number);
+            chunk.is_some_and(|chunk| moving(chunk) & pages == pages)
+        }));
+        true
+    }
+
     /// The hand has come to a chunk; how many frames that freed, and whether the chunk is still there.
     fn visit(self: &Arc<Self>, number: u64) -> (u64, bool) {
         let mut state = self.lock();
