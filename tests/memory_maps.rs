@@ -386,3 +386,22 @@ fn random_operations_agree_with_the_model_and_leave_no_frame_behind() {
         seed += 1;
     }
 }
+
+#[test]
+fn a_remap_that_is_refused_changes_nothing() {
+    let memory = SimMemory::new(4 << 20);
+    let (manager, mmu) = manager(&memory);
+    let protection = Protection::READ_WRITE;
+    let map = |placement, pages| manager.map_anon(placement, pages * PAGE, protection);
+    let base = map(Placement::Anywhere, 4).unwrap();
+    let other = map(Placement::Fixed(address(0)), 1).unwrap();
+    let last = VirtAddr(base.0 + 3 * PAGE);
+    manager.trap(last, Access::Write).unwrap();
+    mmu.store_byte(last, 7).unwrap();
+    let moved = manager.remap(base, 4 * PAGE, 2 * PAGE, Remap::To(other));
+    assert_eq!(moved, Err(MapError::Occupied));
+    assert_eq!(mmu.load(last), Ok(7));
+    let moved = manager.remap(base, 4 * PAGE, 2 * PAGE, Remap::To(address(1)));
+    assert_eq!(moved, Ok(address(1)));
+    assert_eq!(manager.contains(base, 4 * PAGE), Ok(false));
+}

@@ -36,6 +36,7 @@ mod common;
 use common::machine::{Machine, PAGE};
 use common::{campaign, e2fsck, mkfs, mount};
 use pinfold::fs::block::BlockError;
+use pinfold::fs::cached::Cached;
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
@@ -44,8 +45,8 @@ use pinfold::mm::addr::{Frame, PAGE_SIZE, VirtAddr};
 use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::{Access, FaultError};
 use pinfold::mm::frame::{Owner, Urgency};
-use pinfold::mm::manager::Placement;
-use pinfold::mm::object::{IoError, Sharing, SyncMode};
+use pinfold::mm::manager::{Advice, Placement};
+use pinfold::mm::object::{Aliases, FileKey, IoError, Pattern, Sharing, SyncMode};
 use pinfold::mm::table::Protection;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -1152,6 +1153,60 @@ fn room(machine: &Machine) -> u64 {
 }
 
 #[test]
+fn a_full_disk_is_told_before_a_page_of_small_blocks_grows() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let file = machine.create("a", b"short");
+    machine.fs.sync().unwrap();
+    let filler = machine.create("b", &[]);
+    let mut end = 0;
+    for len in [65536, 4096, 1024] {
+        while machine.fs.write_at(filler, end, &vec![1; len]).is_ok() {
+            end += len as u64;
+        }
+        machine.fs.sync().unwrap();
+    }
+    // Promises are for the worst: what they left is taken as well.
+    let directory = |i: usize| {
+        let name = format!("d{i}");
+        let root = machine.fs.root();
+        machine
+            .fs
+            .create(root, name.as_bytes(), FileKind::Directory, 0o755)
+    };
+    assert!((0..).map(directory).any(|made| made.is_err()));
+    let base = machine.map(file, 0, 1);
+    for grow in [
+        |machine: &Machine, file| machine.fs.write_at(file, 1024, &[2; 3072]),
+        |machine: &Machine, file| machine.fs.write_at(file, 8192, &[2; 1024]),
+    ] {
+        assert_eq!(grow(&machine, file), Err(FsError::NoSpace));
+        // What has a place can still be stored to.
+        machine.store(base, b'S').unwrap();
+        machine.fs.sync_file(file).unwrap();
+    }
+    let bytes = machine.finish(file);
+    assert_eq!(&bytes[..5], b"Short");
+}
+
+#[test]
+fn a_cut_that_is_refused_cuts_nothing() {
+    let machine = machine();
+    let file = machine.create("a", &[7; 10_000]);
+    machine.fs.close(file).unwrap();
+    machine.fs.unmount().unwrap();
+    let disk = Arc::new(SimDisk::new(machine.disk.contents(), 1));
+    let beneath = mount(disk, FsAccess::ReadOnly).unwrap().file_system;
+    let fs = Cached::new(Arc::new(beneath), machine.cache);
+    fs.open(file).unwrap();
+    let reason = ReadOnlyReason::Asked;
+    assert_eq!(fs.set_len(file, 100), Err(FsError::ReadOnly(reason)));
+    assert_eq!(fs.attributes(file).unwrap().size, 10_000);
+    let mut bytes = vec![0; 10_000];
+    assert_eq!(fs.read_at(file, 0, &mut bytes), Ok(10_000));
+    assert!(bytes.iter().all(|byte| *byte == 7));
+}
+
+#[test]
 fn promises_are_given_back() {
     let machine = machine();
     machine.fs.sync().unwrap();
@@ -1249,6 +1304,22 @@ fn a_cut_races_write_back() {
         expected[page * PAGE_SIZE] = 99;
     }
     assert!(machine.finish(file) == expected);
+}
+
+#[test]
+fn a_lock_that_fails_leaves_what_was_locked_before() {
+    let machine = machine();
+    let file = machine.cold("a", &numbered(4));
+    let base = machine.map(file, 0, 8);
+    machine.manager.lock(base, 4 * PAGE).unwrap();
+    assert!(machine.manager.lock(at(base, 2, 0), 6 * PAGE).is_err());
+    machine.cache.drop_clean();
+    for page in 0..4 {
+        let present = machine.mmu.load(at(base, page, 0));
+        assert!(present.is_ok(), "page {page} is locked, and faults");
+    }
+    machine.manager.unlock(base, 8 * PAGE).unwrap();
+    machine.finish(file);
 }
 
 #[test]
@@ -1425,6 +1496,60 @@ fn threads(seed: u64, seconds: u64) {
             assert_eq!(on_disk[page * PAGE_SIZE + byte], *value, "page {page}");
         }
     }
+}
+
+#[test]
+fn maps_that_become_one_meanwhile_are_write_protected() {
+    let machine = machine();
+    let file = machine.create("a", &numbered(8));
+    let handle = machine.cached(file).handle();
+    let key = FileKey::of(Arc::as_ptr(&handle));
+    let one = machine.map(file, 0, 4);
+    let two = at(one, 4, 0);
+    let advise = |machine: &Machine, pattern| {
+        let advice = Advice::Pattern(pattern);
+        machine.manager.advise(one, 4 * PAGE, advice).unwrap();
+    };
+    advise(&machine, Pattern::Random);
+    let placement = Placement::FixedNoReplace(two);
+    let protection = Protection::READ_WRITE;
+    let length = 4 * PAGE;
+    machine
+        .manager
+        .map_file(
+            handle,
+            placement,
+            length,
+            protection,
+            length,
+            Sharing::Shared,
+        )
+        .unwrap();
+    assert_eq!(machine.manager.len(), 2);
+    // Alike for a moment, and not alike again, over and over.
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                advise(&machine, Pattern::Normal);
+                advise(&machine, Pattern::Random);
+            }
+        });
+        let missed = (0..100_000).filter(|_| {
+            machine.store(one, 1).unwrap();
+            machine.store(two, 1).unwrap();
+            machine.manager.write_protect(key, 0..8);
+            let stores = |address| {
+                machine
+                    .manager
+                    .with_table(|_| machine.mmu.store_byte(address, 0).is_ok())
+            };
+            stores(one) || stores(two)
+        });
+        let missed = missed.count();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(missed, 0, "stores pass that nobody notes");
+    });
 }
 
 #[test]

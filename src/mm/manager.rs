@@ -29,6 +29,7 @@ use super::trace::{NO_FILE, Place};
 use crate::sync::{SpinLock, SpinLockGuard, WaitQueue};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::fmt;
 use core::ops::Range;
@@ -154,6 +155,8 @@ pub(super) struct State<T> {
     /// The page where the pages of a file end that were entered last.
     pub(super) next_of_file: u64,
     pub(super) counts: FaultCounts,
+    /// How often maps were moved.
+    moves: u64,
 }
 
 /// All maps of the address space, and the handler of its faults.
@@ -182,6 +185,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
                 stream: Stream::default(),
                 next_of_file: u64::MAX,
                 counts: FaultCounts::NONE,
+                moves: 0,
             }),
             limits,
             settled: WaitQueue::new(),
@@ -477,10 +481,17 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     pub fn lock(&self, base: VirtAddr, length: u64) -> Result<(), MapError> {
         let range = self.range(base, length)?;
         self.check_mapped(&range)?;
+        let state = self.state.lock();
+        let not_locked = state.maps.all_in(&range).filter(|map| !map.is_locked);
+        let parts = not_locked.map(|map| map.start.max(range.start)..map.end.min(range.end));
+        let parts: Vec<Range<u64>> = parts.collect();
+        drop(state);
         self.change(&range, |object| object.is_locked = true)?;
-        let populated = self.populate_pages(range.clone(), Access::Read);
+        let populated = self.populate_pages(range, Access::Read);
         if populated.is_err() {
-            self.change(&range, |object| object.is_locked = false)?;
+            for part in parts {
+                self.change(&part, |object| object.is_locked = false)?;
+            }
         }
         populated
     }
@@ -648,11 +659,13 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
             Remap::To(address) => Placement::FixedNoReplace(address),
             _ => Placement::Anywhere,
         };
-        if new_len < len {
-            self.remove_pages(range.start + new_len..range.end)?;
-        }
         let kept = range.start..range.start + len.min(new_len);
-        self.relocate(kept, new_len, placement)
+        let rest = kept.end..range.end;
+        let moved = self.relocate(kept, new_len, placement)?;
+        if !rest.is_empty() {
+            self.remove_pages(rest)?;
+        }
+        Ok(moved)
     }
 
     /// Lets the map that ends where `range` ends have `new_len` pages from the range's start, if nothing is in the way.
@@ -687,6 +700,7 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         let Some(to) = place(&mut state.maps, placement, new_len)? else {
             return Err(MapError::Occupied);
         };
+        state.moves += 1;
         if let Err(error) = state.prepare(&range, to) {
             // The tables that were made are empty, and go again.
             state.take_out(self.frames, to..to + new_len, &mut Removed::new())?;
@@ -1064,12 +1078,20 @@ impl<T: PageTable> MemoryMapManager<'_, T> {
         f: impl Fn(&mut State<T>, &MemoryMappedObject),
     ) {
         let mut from = 0;
+        let mut moves = 0;
         loop {
             let mut state = self.state.lock();
-            let Some(object) = state.maps.next_of_file(file, from) else {
+            if moves != state.moves {
+                // What was moved meanwhile may lie further down.
+                (from, moves) = (0, state.moves);
+            }
+            // One that begins before may have been made one with the next meanwhile.
+            let here = state.maps.find(from);
+            let here = here.filter(|object| object.file_key() == Some(file));
+            let Some(object) = here.or_else(|| state.maps.next_of_file(file, from)) else {
                 return;
             };
-            from = object.start + 1;
+            from = object.end;
             if !object.pages_of(blocks).is_empty() {
                 let object = object.clone();
                 f(&mut state, &object);

@@ -807,6 +807,29 @@ impl CachedFile {
         }
     }
 
+    /// Before the file ends at `end`, further than now: with blocks smaller than a page, its last page may have places for a
+    /// part only. Room is promised to all of it.
+    fn back_last_page(self: &Arc<Self>, end: u64) -> Result<(), FsError> {
+        let size = self.size();
+        if size.is_multiple_of(PAGE) || end <= size.next_multiple_of(self.block_size) {
+            return Ok(());
+        }
+        let block = size / PAGE;
+        let bit = 1 << (block % PAGES);
+        if let Some(chunk) = self.state.lock().chunk(block)
+            && chunk.backed & !chunk.promised & bit != 0
+        {
+            chunk.backed &= !bit;
+        } else {
+            return Ok(());
+        }
+        let made = self.make_room(block);
+        if made.is_err() {
+            self.note_backed(block);
+        }
+        made
+    }
+
     /// Busy blocks are holes.
     pub(super) fn become_holes(&self, blocks: &[u64]) {
         if blocks.is_empty() {
@@ -976,6 +999,7 @@ impl CachedFile {
         self.cache.limit_dirty()?;
         let resizing = self.resizing.lock();
         let blocks = offset / PAGE..end.div_ceil(PAGE);
+        self.back_last_page(end)?;
         self.settle_end(offset)?;
         let mut promise = match self.lacks_room(blocks.clone()) {
             true => self.reserve(blocks.clone())?,
@@ -1169,11 +1193,15 @@ impl CachedFile {
     /// Cuts the file, or lets it grow with zeros.
     pub fn set_len(self: &Arc<Self>, len: u64) -> Result<(), FsError> {
         let _resizing = self.resizing.lock();
+        if let Some(reason) = self.fs.read_only() {
+            return Err(FsError::ReadOnly(reason));
+        }
         let mut state = self.state.lock();
         let before = state.size;
         if len >= before {
             drop(state);
             if len > before {
+                self.back_last_page(len)?;
                 // The file system first: from then on the device has zeros behind the old end.
                 self.fs.set_len(self.id, len)?;
                 // A read that began before may bring what was there.
@@ -1196,7 +1224,14 @@ impl CachedFile {
         self.drop_from(len.div_ceil(PAGE));
         // What is on its way to the last page is as long as the file was.
         self.wait_for_writes(len / PAGE..len / PAGE + 1);
-        self.fs.set_len(self.id, len)
+        let cut = self.fs.set_len(self.id, len);
+        if cut.is_err()
+            && let Ok(attributes) = self.fs.attributes(self.id)
+        {
+            // It is as long as it was; what was not written of the rest is gone.
+            self.state.lock().size = attributes.size;
+        }
+        cut
     }
 
     /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
