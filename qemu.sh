@@ -240,9 +240,10 @@ fi
 # Hands on the lines of standard input. A serial line has no end of file; the console takes Ctrl-D for it.
 feed() {
     local line
-    while IFS= read -r line || [ -n "$line" ]; do
+    while IFS= read -r line; do
         printf '%s\n' "$line"
     done
+    [ -z "$line" ] || printf '%s\n' "$line"
     printf '\004'
 }
 
@@ -257,7 +258,8 @@ else
     exec 3<&0
     exec 4< <(feed <&3)
     feeder=${!:-}
-    run <&4 || status=$?
+    # QEMU does not get the terminal itself: it would let no reader of it wait, us neither.
+    run <&4 | cat || status=$?
     # It may wait for input that nobody will take.
     kill "$feeder" 2>/dev/null || true
 fi

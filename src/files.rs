@@ -13,11 +13,11 @@ use crate::fs::error::{Corruption, Structure};
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::fat::Fat;
 use crate::fs::signature;
-use crate::fs::vfs::{Node, Vfs};
+use crate::fs::vfs::{Mount, Node, Vfs};
 use crate::fs::{Cursor, DirectoryEntry, FileSystem, FsError, Timestamp};
 use crate::mm::addr::PAGE_SIZE;
 use crate::mm::{self, CACHE};
-use crate::sync::SpinLock;
+use crate::sync::{Mutex, SpinLock};
 use crate::thread::{self, Role};
 use crate::{kernel, println};
 use alloc::sync::Arc;
@@ -64,7 +64,6 @@ pub fn now() -> Timestamp {
 }
 
 /// Why nothing was mounted.
-#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MountError {
     /// No disk or partition is meant, or several are.
     Disk(FindError),
@@ -72,6 +71,8 @@ pub enum MountError {
     Fs(FsError),
     /// Neither ext4 nor FAT, but this.
     Unknown(&'static str),
+    /// It, or what it is on, or a part of it is mounted already: this.
+    Mounted(Mount),
 }
 
 impl From<FindError> for MountError {
@@ -92,25 +93,54 @@ impl fmt::Display for MountError {
             Self::Disk(error) => error.fmt(f),
             Self::Fs(error) => error.fmt(f),
             Self::Unknown(what) => write!(f, "neither ext4 nor FAT; it looks like {what}"),
+            Self::Mounted(Mount { source, path, .. }) => write!(
+                f,
+                "{} is mounted on {}",
+                source.escape_ascii(),
+                path.escape_ascii()
+            ),
         }
     }
 }
 
+/// Held while something is mounted: no disk twice at once.
+static MOUNTING: Mutex<()> = Mutex::new(());
+
 /// Mounts what is on the disk or partition that is [called](disk::find) `what` on `path`, ext4 or FAT, and says what there is to say.
 pub fn mount(what: &str, path: &str, access: Access) -> Result<(), MountError> {
-    let Disk { name, device, .. } = disk::find(what)?;
-    let fs = match mount_ext4(&name, device.clone(), access) {
-        // It is not ext4 at all.
-        Err(FsError::Corrupt(Corruption {
-            structure: Structure::SuperblockMagic,
-            ..
-        })) => match mount_fat(device.clone(), access) {
-            Err(FsError::UnknownFormat) => return Err(MountError::Unknown(looks_like(&*device)?)),
-            mounted => mounted?,
-        },
-        mounted => mounted?,
-    };
-    VFS.mount(path.as_bytes(), name.as_bytes(), fs)?;
+    let disk = disk::find(what)?;
+    let Disk { name, device, .. } = &disk;
+    let _mounting = MOUNTING.lock();
+    check_not_mounted(&disk)?;
+    VFS.mount(path.as_bytes(), name.as_bytes(), || {
+        match mount_ext4(name, device.clone(), access) {
+            // It is not ext4 at all.
+            Err(FsError::Corrupt(Corruption {
+                structure: Structure::SuperblockMagic,
+                ..
+            })) => match mount_fat(device.clone(), access) {
+                Err(FsError::UnknownFormat) => Err(MountError::Unknown(looks_like(&**device)?)),
+                mounted => Ok(mounted?),
+            },
+            mounted => Ok(mounted?),
+        }
+    })
+}
+
+/// Neither the disk, nor what it is on, nor what is on it is mounted: two who write know nothing of each other.
+fn check_not_mounted(disk: &Disk) -> Result<(), MountError> {
+    let disks = disk::list();
+    for mount in VFS.mounts() {
+        let source = disks.iter().find(|d| d.name.as_bytes() == mount.source);
+        let is_same = source.is_some_and(|source| {
+            source.name == disk.name
+                || source.parent.as_ref() == Some(&disk.name)
+                || disk.parent.as_ref() == Some(&source.name)
+        });
+        if is_same {
+            return Err(MountError::Mounted(mount));
+        }
+    }
     Ok(())
 }
 
@@ -170,8 +200,9 @@ pub fn init(root: Option<&str>) {
             let mut others = Vec::new();
             for disk in &disks {
                 let access = Access::ReadWrite;
-                let mounted = mount_ext4(&disk.name, disk.device.clone(), access)
-                    .and_then(|fs| VFS.mount(b"/", disk.name.as_bytes(), fs));
+                let mounted = VFS.mount(b"/", disk.name.as_bytes(), || {
+                    mount_ext4(&disk.name, disk.device.clone(), access)
+                });
                 match mounted {
                     Ok(()) => break,
                     Err(error) => others.push((disk, error)),

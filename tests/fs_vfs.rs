@@ -15,7 +15,8 @@ fn two() -> Vfs {
     for path in ["/", "/mnt"] {
         let disk = Arc::new(RamDisk::new(mkfs(4096, &[], None)));
         let fs: Arc<dyn FileSystem> = Arc::new(mount(disk, Access::ReadWrite).unwrap().file_system);
-        vfs.mount(path.as_bytes(), b"test", fs).unwrap();
+        vfs.mount(path.as_bytes(), b"test", || Ok::<_, FsError>(fs))
+            .unwrap();
         if path == "/" {
             make(&vfs, "/", "below", FileKind::File);
             make(&vfs, "/", "mnt", FileKind::Directory);
@@ -140,4 +141,43 @@ fn a_path_or_name_that_is_too_long_is_refused() {
     let long = "x".repeat(256);
     assert_eq!(error(&vfs, &long), Some(FsError::NameTooLong));
     assert_eq!(error(&vfs, &"a/".repeat(3000)), Some(FsError::NameTooLong));
+}
+
+#[test]
+fn a_mount_point_stays_where_it_is() {
+    let vfs = two();
+    let parent = |path: &str| vfs.resolve_parent(path.as_bytes()).unwrap();
+    make(&vfs, "/", "other", FileKind::Directory);
+    let (root, mnt) = parent("/mnt");
+    assert_eq!(vfs.remove_directory(&root, &mnt), Err(FsError::Busy));
+    let (_, other) = parent("/other");
+    for (old, new) in [(&mnt, &other), (&other, &mnt)] {
+        assert_eq!(vfs.rename(&root, old, &root, new), Err(FsError::Busy));
+    }
+    vfs.rename(&root, &other, &root, b"moved").unwrap();
+    vfs.remove_directory(&root, b"moved").unwrap();
+    vfs.unmount(b"/mnt").unwrap();
+    let hidden = parent("/mnt/hidden");
+    hidden.0.fs.unlink(hidden.0.file, &hidden.1).unwrap();
+    vfs.remove_directory(&root, &mnt).unwrap();
+}
+
+#[test]
+fn nothing_is_made_where_nothing_can_be_mounted() {
+    let mount_on = |vfs: &Vfs, path: &str| {
+        vfs.mount(path.as_bytes(), b"test", || -> Result<_, FsError> {
+            panic!("the file system is mounted for nothing")
+        })
+    };
+    let none = Vfs::new();
+    assert_eq!(mount_on(&none, "/mnt"), Err(FsError::NotFound));
+    let vfs = two();
+    for (path, error) in [
+        ("/", FsError::Busy),
+        ("/mnt", FsError::Busy),
+        ("/none", FsError::NotFound),
+        ("/below", FsError::NotADirectory),
+    ] {
+        assert_eq!(mount_on(&vfs, path), Err(error), "{path}");
+    }
 }

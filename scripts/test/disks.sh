@@ -147,6 +147,33 @@ END
     [ "$(mtype -i "$DISKS/fat.img" ::again.txt)" = "written by the image" ]
 }
 
+# No disk is mounted twice, by whatever name; a mount that fails changes no byte of its disk; mount points stay.
+mounts_are_refused() {
+    local two=$DISKS/two.img before
+    rm -f "$two" && truncate -s 64M "$two" && sfdisk -q "$two" <<<$'label: gpt\nstart=2048, size=40960, name=a\nname=b' &&
+        mkfs.ext4 -q -F -E offset=1048576 "$two" 20480k && mkfs.ext4 -q -F "$DISKS/empty.img" 32M || return
+    before=$(sha256sum <"$DISKS/empty.img")
+    ./qemu.sh --timeout 60 --disk "$two" --disk "$DISKS/empty.img" root=vda1 <<'END' | tr -d '\r' | tee "$DISKS/said.txt"
+mkdir /m
+mount vda1 /m
+mount -r vda /m
+mount PARTLABEL=a /m
+mount vdb /none
+END
+    [ "$(grep -c '^mount: .*: vda1 is mounted on /$' "$DISKS/said.txt")" = 3 ] || return
+    [ "$(sha256sum <"$DISKS/empty.img")" = "$before" ] || { echo "a mount that failed has changed the disk"; return 1; }
+    ./qemu.sh --timeout 60 --disk "$two" --disk "$DISKS/empty.img" root=vda1 <<'END' | tr -d '\r' | tee "$DISKS/said.txt"
+mount vdb /m
+write /m/file kept
+rm -r /m
+rmdir /m
+mv /m /n
+cat /m/file
+END
+    [ "$(grep -c ': in use$' "$DISKS/said.txt")" = 3 ] && grep -q '^kept' "$DISKS/said.txt" &&
+        e2fsck -fn "$DISKS/empty.img" && e2fsck -fn "$two?offset=1048576"
+}
+
 # Disks on PCI, two of them, modern and transitional: written and read, sound afterwards; a legacy one is told of.
 pci_disks_work() {
     local i said
@@ -206,5 +233,6 @@ check "disks on PCI work" pci_disks_work
 check "a disk with a thread of its own works" threaded_disk_works
 check "fsck-info says what dumpe2fs says" superblock_is_told
 check "a FAT volume is mounted, read and written" fat_is_mounted
+check "what is mounted is not mounted again, nor removed" mounts_are_refused
 check "a machine cut short loses nothing that was synced" cuts_lose_nothing
 check "the disk that was only read is sound" e2fsck -fn "$DISKS/source.img"

@@ -442,10 +442,7 @@ fn mv(arguments: &[&str]) -> Status {
     let rename = || {
         let (old, old_name) = resolve_parent(from)?;
         let (new, new_name) = destination(from, to)?;
-        if !old.is_beside(&new) {
-            return Err(FsError::CrossDevice);
-        }
-        old.fs.rename(old.file, &old_name, new.file, &new_name)
+        VFS.rename(&old, &old_name, &new, &new_name)
     };
     told("mv", from, rename())
 }
@@ -476,7 +473,7 @@ fn remove_tree(directory: Node, name: Vec<u8>) -> Result<(), Stop> {
             left.pop();
             continue;
         }
-        match fs.remove_directory(parent, name) {
+        match VFS.remove_directory(directory, name) {
             Ok(()) => drop(left.pop()),
             Err(FsError::NotEmpty) => {
                 let inside = directory.beside(file);
@@ -528,7 +525,7 @@ fn mkdir(arguments: &[&str]) -> Status {
 fn rmdir(arguments: &[&str]) -> Status {
     for_each("rmdir", arguments, |path| {
         let (directory, name) = resolve_parent(path)?;
-        directory.fs.remove_directory(directory.file, &name)
+        VFS.remove_directory(&directory, &name)
     })
 }
 

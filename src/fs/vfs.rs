@@ -97,26 +97,36 @@ impl Vfs {
         self.snapshot().iter().flatten().cloned().collect()
     }
 
-    /// Mounts `fs` on the directory `path`; the first on `/`.
-    pub fn mount(
+    /// Mounts what `make` makes on the directory `path`; the first on `/`. Where nothing can be mounted nothing is made.
+    pub fn mount<E: From<FsError>>(
         &self,
         path: &[u8],
         source: &[u8],
-        fs: Arc<dyn FileSystem>,
-    ) -> Result<(), FsError> {
-        let covers = if self.snapshot().iter().flatten().next().is_none() {
+        make: impl FnOnce() -> Result<Arc<dyn FileSystem>, E>,
+    ) -> Result<(), E> {
+        let covered = if self.snapshot().iter().flatten().next().is_none() {
+            if path != b"/" {
+                return Err(FsError::NotFound.into());
+            }
             None
         } else {
             let node = self.resolve(path, LastLink::Follow)?;
             if node.fs.attributes(node.file)?.kind != FileKind::Directory {
-                return Err(FsError::NotADirectory);
+                return Err(FsError::NotADirectory.into());
             }
             if node.file == node.fs.root() {
-                return Err(FsError::Busy);
+                return Err(FsError::Busy.into());
             }
-            // Nobody removes the directory beneath: it is in use.
+            // Its file system is in use.
             node.fs.open(node.file)?;
-            Some((node.mount, node.file))
+            Some(node)
+        };
+        let fs = match (make(), &covered) {
+            (Err(error), Some(node)) => {
+                node.fs.close(node.file)?;
+                return Err(error);
+            }
+            (made, _) => made?,
         };
         let mut mounts = self.mounts.lock();
         let mut new = mounts.as_deref().cloned().unwrap_or_default();
@@ -124,10 +134,49 @@ impl Vfs {
             path: path.to_vec(),
             source: source.to_vec(),
             fs,
-            covers,
+            covers: covered.map(|node| (node.mount, node.file)),
         }));
         *mounts = Some(Arc::new(new));
         Ok(())
+    }
+
+    /// [`FsError::Busy`] where something is mounted on what `name` means in `directory`.
+    fn check_not_covered(&self, directory: &Node, name: &[u8]) -> Result<(), FsError> {
+        let mounts = self.snapshot();
+        let covered = mounts.iter().flatten().filter_map(|mount| mount.covers);
+        let mut beside = covered
+            .filter(|(below, _)| *below == directory.mount)
+            .peekable();
+        if beside.peek().is_none() {
+            return Ok(());
+        }
+        match directory.fs.lookup(directory.file, name) {
+            Ok(file) if beside.any(|(_, covered)| covered == file) => Err(FsError::Busy),
+            Ok(_) | Err(FsError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes an empty directory on which nothing is mounted.
+    pub fn remove_directory(&self, directory: &Node, name: &[u8]) -> Result<(), FsError> {
+        self.check_not_covered(directory, name)?;
+        directory.fs.remove_directory(directory.file, name)
+    }
+
+    /// Moves a name within a file system, atomically; what had the new name loses it. Mount points stay where they are.
+    pub fn rename(
+        &self,
+        old: &Node,
+        old_name: &[u8],
+        new: &Node,
+        new_name: &[u8],
+    ) -> Result<(), FsError> {
+        if !old.is_beside(new) {
+            return Err(FsError::CrossDevice);
+        }
+        self.check_not_covered(old, old_name)?;
+        self.check_not_covered(new, new_name)?;
+        old.fs.rename(old.file, old_name, new.file, new_name)
     }
 
     /// Unmounts what is mounted on `path`, making it durable first; [`FsError::Busy`] while something is mounted in it.

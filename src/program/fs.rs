@@ -107,7 +107,7 @@ pub fn remove_file(path: impl AsRef<[u8]>) -> Result<(), FsError> {
 pub fn remove_dir(path: impl AsRef<[u8]>) -> Result<(), FsError> {
     let _call = Call::enter();
     let (parent, name) = VFS.resolve_parent(path.as_ref())?;
-    parent.fs.remove_directory(parent.file, &name)
+    VFS.remove_directory(&parent, &name)
 }
 
 /// Moves a name, atomically; what had the new name loses it.
@@ -115,10 +115,7 @@ pub fn rename(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Result<(), FsErro
     let _call = Call::enter();
     let (old, old_name) = VFS.resolve_parent(from.as_ref())?;
     let (new, new_name) = VFS.resolve_parent(to.as_ref())?;
-    if !old.is_beside(&new) {
-        return Err(FsError::CrossDevice);
-    }
-    old.fs.rename(old.file, &old_name, new.file, &new_name)
+    VFS.rename(&old, &old_name, &new, &new_name)
 }
 
 /// Copies a file's bytes; how many.
