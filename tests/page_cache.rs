@@ -1323,6 +1323,23 @@ fn a_lock_that_fails_leaves_what_was_locked_before() {
 }
 
 #[test]
+fn what_is_cut_or_removed_leaves_nothing_for_the_hand() {
+    let machine = machine();
+    let kept = machine.create("kept", &numbered(100));
+    for _ in 0..50 {
+        machine.fs.set_len(kept, 0).unwrap();
+        machine.fs.write_at(kept, 0, &numbered(100)).unwrap();
+        let file = machine.create("a", &[7; 100]);
+        machine.fs.unlink(machine.fs.root(), b"a").unwrap();
+        machine.fs.close(file).unwrap();
+    }
+    machine.cache.tidy().unwrap();
+    assert_eq!(machine.cache.chunks(), 100_usize.div_ceil(64));
+    assert!(machine.finish(kept) == numbered(100));
+    assert_eq!(machine.cache.chunks(), 0);
+}
+
+#[test]
 fn a_pin_keeps_a_file_from_being_cut() {
     let machine = machine();
     let file = machine.cold("a", &numbered(8));

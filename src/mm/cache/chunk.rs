@@ -73,6 +73,8 @@ pub struct Chunk {
     pub heat: [u64; 2],
     /// It is in a group whose frames follow each other, from a multiple of their number on.
     grouped: u64,
+    /// Its place in the ring.
+    pub place: u32,
     frames: [Frame; PAGES as usize],
     /// Translations of each page, and others who need its frame; two counts in a word, so that neighbours are counted
     /// together.
@@ -98,6 +100,7 @@ impl Chunk {
         evicted: 0,
         heat: [0; 2],
         grouped: 0,
+        place: 0,
         frames: [Frame(0); PAGES as usize],
         pins: [0; PAGES as usize / 2],
     };

@@ -578,8 +578,10 @@ impl CachedFile {
             if !self.cache.frames.has(HEAP_ROOM, Urgency::Kernel) {
                 return Err(FsError::OutOfMemory);
             }
-            self.cache.enrol(self, number)?;
-            state.chunks.insert(number, Box::new(Chunk::EMPTY));
+            let place = self.cache.enrol(self, number)?;
+            let mut chunk = Box::new(Chunk::EMPTY);
+            chunk.place = place;
+            state.chunks.insert(number, chunk);
         }
         state.chunk(block).ok_or(FsError::OutOfMemory)
     }
@@ -1255,6 +1257,7 @@ impl CachedFile {
             let mut promise = Reservation::NONE;
             let mut dropped = 0;
             let mut is_pinned = false;
+            let mut is_empty = false;
             if let Some(chunk) = state.chunks.find(number) {
                 promise = chunk.redeem(pages);
                 let free = chunk.unpinned(chunk.resident & pages);
@@ -1266,11 +1269,12 @@ impl CachedFile {
                 chunk.hole &= !pages;
                 chunk.backed &= !pages;
                 chunk.evicted &= !pages;
-                if chunk.is_empty() {
-                    state.chunks.remove(number);
-                }
+                is_empty = chunk.is_empty();
             }
-            drop(state);
+            match is_empty {
+                true => self.remove_chunk(state, number),
+                false => drop(state),
+            }
             trace::record_mask(Kind::Dropped, self.number, number * PAGES, dropped);
             for frame in frames {
                 self.cache.frames.free(frame, Owner::Cache);

@@ -24,7 +24,8 @@
 //! # Locks
 //!
 //! A file's state is behind a spin lock, which is taken with the maps locked; nothing is asked of the maps, the file
-//! system or the device with it held. The ring of chunks has another, taken on its own.
+//! system or the device with it held. The ring of chunks has another, with which
+//! none is taken.
 
 #[cfg(target_os = "none")]
 mod bench;
@@ -36,18 +37,20 @@ mod file;
 mod growth;
 mod read_ahead;
 mod reclaim;
+mod ring;
 mod transfer;
 pub mod watch;
 mod write_back;
 
 pub use file::{CachedFile, FileHandle, Hold, InUse, Present, Residence};
 
+use self::ring::Ring;
 use super::frame::Frames;
 use super::object::{Aliases, IoError};
 use crate::fs::block::BlockError;
 use crate::fs::{FileId, FileSystem, FsError};
 use crate::sync::{Mutex, SpinLock, WaitQueue};
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -67,7 +70,7 @@ pub struct PageCache {
     /// still being closed when its file system is unmounted.
     ending: Mutex<()>,
     /// All chunks, in the order in which the hand comes to them.
-    ring: SpinLock<VecDeque<(Arc<CachedFile>, u64)>>,
+    ring: SpinLock<Ring<(Arc<CachedFile>, u64)>>,
     /// Whether somebody wants write-back now.
     is_pressed: SpinLock<bool>,
     pressed: WaitQueue,
@@ -134,7 +137,7 @@ impl PageCache {
             aliases: Once::new(),
             files: SpinLock::new(BTreeMap::new()),
             ending: Mutex::new(()),
-            ring: SpinLock::new(VecDeque::new()),
+            ring: SpinLock::new(Ring::new()),
             is_pressed: SpinLock::new(false),
             pressed: WaitQueue::new(),
             volumes: AtomicU64::new(0),
@@ -209,6 +212,12 @@ impl PageCache {
         }
         files.insert((volume, id), file.clone());
         Ok(InUse::new(file))
+    }
+
+    /// Chunks that the hand goes round.
+    #[cfg(not(target_os = "none"))]
+    pub fn chunks(&self) -> usize {
+        self.ring.lock().len()
     }
 
     /// The file, if it is cached.

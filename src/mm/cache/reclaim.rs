@@ -11,7 +11,8 @@
 //! page that is asked for soon after it was evicted comes back warm.
 
 use super::chunk::{Chunk, PAGES, bits};
-use super::file::{CachedFile, chunks_of};
+use super::file::{CachedFile, State, chunks_of};
+use super::ring::PlaceId;
 use super::{PageCache, add};
 use crate::fs::FsError;
 use crate::fs::Reservation;
@@ -19,6 +20,7 @@ use crate::mm::addr::Frame;
 use crate::mm::frame::Owner;
 use crate::mm::object::Which;
 use crate::mm::trace::{self, Kind};
+use crate::sync::SpinLockGuard;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use core::ops::Range;
@@ -30,16 +32,11 @@ const BATCH: u64 = 64;
 /// and it can be had.
 const ROUNDS: usize = 6;
 
-/// Places in the ring for those who have taken a chunk out and will put it back.
-const HANDS: usize = 16;
-
 impl PageCache {
-    /// A new chunk: the hand will come to it after all others.
-    pub(super) fn enrol(&self, file: &Arc<CachedFile>, number: u64) -> Result<(), FsError> {
-        let mut ring = self.ring.lock();
-        ring.try_reserve(HANDS).map_err(|_| FsError::OutOfMemory)?;
-        ring.push_back((file.clone(), number));
-        Ok(())
+    /// A new chunk: the hand will come to it after all others. Returns its place in the ring.
+    pub(super) fn enrol(&self, file: &Arc<CachedFile>, number: u64) -> Result<PlaceId, FsError> {
+        let placed = self.ring.lock().insert((file.clone(), number));
+        placed.map_err(|_| FsError::OutOfMemory)
     }
 
     /// Frees up to about `wanted` frames; returns how many. It neither waits, nor asks the file system, nor takes memory:
@@ -49,14 +46,10 @@ impl PageCache {
         let mut visits = self.ring.lock().len() * ROUNDS;
         while freed < wanted && visits > 0 {
             visits -= 1;
-            let Some((file, number)) = self.ring.lock().pop_front() else {
+            let Some((file, number)) = self.ring.lock().advance() else {
                 break;
             };
-            let (count, is_there) = file.visit(number);
-            freed += count;
-            if is_there {
-                self.ring.lock().push_back((file, number));
-            }
+            freed += file.visit(number);
         }
         freed
     }
@@ -122,26 +115,27 @@ impl CachedFile {
         true
     }
 
-    /// The hand has come to a chunk; how many frames that freed, and whether the chunk is still there.
-    fn visit(self: &Arc<Self>, number: u64) -> (u64, bool) {
+    /// The hand has come to a chunk; how many frames that freed.
+    fn visit(self: &Arc<Self>, number: u64) -> u64 {
         let mut state = self.lock();
         let Some(chunk) = state.chunks.find(number) else {
-            return (0, false);
+            // Gone meanwhile.
+            return 0;
         };
         if chunk.is_empty() {
             if chunk.evicted == 0 {
-                state.chunks.remove(number);
-                return (0, false);
+                self.remove_chunk(state, number);
+            } else {
+                // A round without a page: what was evicted is forgotten.
+                chunk.evicted = 0;
             }
-            // A round without a page: what was evicted is forgotten.
-            chunk.evicted = 0;
-            return (0, true);
+            return 0;
         }
         let holes = chunk.hole;
         if chunk.resident | chunk.busy == 0 {
             drop(state);
             self.drop_holes(number, holes);
-            return (0, true);
+            return 0;
         }
         let cold = chunk.cool();
         let is_mapped = chunk.unpinned(chunk.resident) != chunk.resident;
@@ -152,7 +146,17 @@ impl CachedFile {
         if is_mapped {
             self.unmap(number * PAGES..(number + 1) * PAGES, Which::Unlocked);
         }
-        (freed, true)
+        freed
+    }
+
+    /// Removes a chunk that is empty, and its place in the ring.
+    pub(super) fn remove_chunk(&self, mut state: SpinLockGuard<'_, State>, number: u64) {
+        let place = state.chunks.find(number).map(|chunk| chunk.place);
+        state.chunks.remove(number);
+        drop(state);
+        let in_ring = place.and_then(|place| self.cache().ring.lock().remove(place));
+        // With the ring open: what is in it keeps a file.
+        drop(in_ring);
     }
 
     /// Evicts those of the pages that `pages` names, with the file locked, that are clean and not mapped; returns how many.
