@@ -65,9 +65,10 @@ impl Cached {
         file: Option<FileId>,
         f: impl FnOnce() -> Result<(), FsError>,
     ) -> Result<(), FsError> {
+        // Held, so that it is not forgotten meanwhile; or it is opened meanwhile.
         let cached = file.and_then(|file| self.find(file));
         f()?;
-        match cached {
+        match cached.or_else(|| self.find(file?)) {
             Some(cached) if self.beneath.attributes(cached.id())?.links == 0 => {
                 cached.note_unlinked();
                 cached.end()

@@ -69,6 +69,8 @@ pub struct PageCache {
     /// Held from when files are taken from the table until they are closed beneath: nobody ends one twice, and none is
     /// still being closed when its file system is unmounted.
     ending: Mutex<()>,
+    /// How many files were taken from the table.
+    forgotten: AtomicU64,
     /// All chunks, in the order in which the hand comes to them.
     ring: SpinLock<Ring<(Arc<CachedFile>, u64)>>,
     /// Whether somebody wants write-back now.
@@ -137,6 +139,7 @@ impl PageCache {
             aliases: Once::new(),
             files: SpinLock::new(BTreeMap::new()),
             ending: Mutex::new(()),
+            forgotten: AtomicU64::new(0),
             ring: SpinLock::new(Ring::new()),
             is_pressed: SpinLock::new(false),
             pressed: WaitQueue::new(),
@@ -191,27 +194,34 @@ impl PageCache {
         id: FileId,
         name: Option<&str>,
     ) -> Result<InUse, FsError> {
-        if let Some(file) = self.find(volume, id) {
-            return Ok(file);
-        }
-        // Until it is in the table nothing keeps it: opened first.
-        fs.open(id)?;
-        let file = match CachedFile::new(self, volume, fs.clone(), id, name.unwrap_or("")) {
-            Ok(file) => Arc::new(file),
-            Err(error) => {
-                fs.close(id)?;
-                return Err(error);
+        loop {
+            if let Some(file) = self.find(volume, id) {
+                return Ok(file);
             }
-        };
-        let mut files = self.files.lock();
-        if let Some(first) = files.get(&(volume, id)) {
-            let first = InUse::new(first.clone());
+            let forgotten = self.forgotten.load(Ordering::Acquire);
+            // Until it is in the table nothing keeps it: opened first.
+            fs.open(id)?;
+            let file = match CachedFile::new(self, volume, fs.clone(), id, name.unwrap_or("")) {
+                Ok(file) => Arc::new(file),
+                Err(error) => {
+                    fs.close(id)?;
+                    return Err(error);
+                }
+            };
+            let mut files = self.files.lock();
+            let first = files.get(&(volume, id)).cloned().map(InUse::new);
+            // Somebody else may have had it in the table, changed its size and forgotten it, since we asked for that.
+            let is_fresh = self.forgotten.load(Ordering::Acquire) == forgotten;
+            if first.is_none() && is_fresh {
+                files.insert((volume, id), file.clone());
+                return Ok(InUse::new(file));
+            }
             drop(files);
             fs.close(id)?;
-            return Ok(first);
+            if let Some(first) = first {
+                return Ok(first);
+            }
         }
-        files.insert((volume, id), file.clone());
-        Ok(InUse::new(file))
     }
 
     /// Chunks that the hand goes round.
@@ -253,6 +263,7 @@ impl PageCache {
             return Ok(false);
         }
         files.remove(&key);
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         drop(files);
         file.end()?;
         Ok(true)
