@@ -27,7 +27,8 @@ this script's. Without COMMAND there is a console. The first run installs what i
   --plain             neither colours nor editing, as in a pipe; the terminal's own line editing serves
   --env NAME=VALUE    a variable for programs; may be given again
   --elf FILE WORD...  boot FILE instead, a program of your own that Cargo has built, with these arguments
-  --icount            count instructions: one takes one nanosecond, and each run is the same
+  --icount            count instructions: one takes one nanosecond, and what does not wait for a disk is the same in
+                      each run (with --no-disk, all)
   --gdb               wait for a debugger; says how to attach it
   --debug             the unoptimised image
   --timeout SECONDS   give up after so long, with status 124

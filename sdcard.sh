@@ -8,8 +8,10 @@ usage: ./sdcard.sh OUT.img [DIRECTORY] [OPTION]...
 
 Makes OUT.img, to be written to the SD card of a Raspberry Pi 3, Zero 2 W, 4, 400 or Compute Module 4, and beside it
 OUT.img.xz, OUT.img.bmap and OUT.img.sha256. Its first partition has the boot firmware and Pinfold; the second one is the
-root file system, with what is in DIRECTORY. Root is not needed. The same input makes the same image.
+root file system, with what is in DIRECTORY. Root is not needed. The same input makes the same image. An image that is
+there stays as it is: it may hold files that were written since.
 
+  --fresh             make OUT.img anew, whatever is in it
   --size SIZE         of the card image: 256M unless said, a power of two, as QEMU wants it
   --program "NAME.."  what runs after power-on, as on the kernel command line; without it there is a console
   --elf FILE          a program of your own that Cargo has built, instead of Pinfold's image; it runs after power-on
@@ -19,7 +21,7 @@ root file system, with what is in DIRECTORY. Root is not needed. The same input 
 END
 }
 
-out='' directory='' size=256M program='' firmware='' elf=''
+out='' directory='' size=256M program='' firmware='' elf='' fresh=no
 while [ $# -gt 0 ]; do
     case "$1" in
         --size | --program | --firmware | --elf) [ $# -ge 2 ] || usage_error "$1 needs an argument" ;;
@@ -29,6 +31,7 @@ while [ $# -gt 0 ]; do
         --program) program=$2 && shift ;;
         --elf) elf=$2 && shift ;;
         --firmware) firmware=$2 && shift ;;
+        --fresh) fresh=yes ;;
         --help | -h)
             help
             exit
@@ -49,6 +52,7 @@ done
 [ -n "$out" ] || usage_error "say what the image is to be called"
 [[ $out == *.img ]] || usage_error "the image's name ends in .img, and $out does not"
 [ -d "$(dirname "$out")" ] || usage_error "there is no folder $(dirname "$out")"
+[ "$fresh" = yes ] || [ ! -e "$out" ] || usage_error "$out is there, and may hold files of yours; --fresh makes it anew"
 [ -z "$directory" ] || [ -d "$directory" ] || usage_error "there is no folder $directory"
 [ -z "$firmware" ] || [ -d "$firmware" ] || usage_error "there is no folder $firmware"
 [ -z "$elf" ] || [ -f "$elf" ] || usage_error "there is no program $elf"
@@ -180,7 +184,8 @@ truncate -s "${mib}M" "$image"
 dd if="$work/boot.fat" of="$image" bs=1M seek=$boot_start conv=notrunc,sparse status=none
 dd if="$work/root.ext4" of="$image" bs=1M seek=$root_start conv=notrunc,sparse status=none
 
-(cd "$ROOT" && cargo run --quiet --locked --package pinfold-tools -- bmap "$image" "$work/bmap") >&2
+# It says where it has put the map, which is not where it stays.
+(cd "$ROOT" && cargo run --quiet --locked --package pinfold-tools -- bmap "$image" "$work/bmap") >/dev/null
 xz -T1 -k -1 "$image"
 mv "$work/bmap" "$out.bmap"
 mv "$work/image.xz" "$out.xz"

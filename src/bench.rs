@@ -31,7 +31,7 @@ static BENCH: Command = Command {
     arguments: "[FILTER]",
     summary: "measure this image, one \"name value unit\" a line\n\n\
         Only groups with FILTER in their name, if there is one. Figures repeat under\n\
-        ./qemu.sh --icount.\n\
+        ./qemu.sh --no-disk --icount.\n\
         Example: bench anon",
     run: bench,
 };

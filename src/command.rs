@@ -289,15 +289,22 @@ pub fn find(name: &str) -> Option<&'static Command> {
 }
 
 /// What others call some commands.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 11] = [
     ("exit", "poweroff"),
+    ("free", "mem"),
+    ("fsck", "fsck-info"),
     ("halt", "poweroff"),
+    ("hexdump", "peek"),
+    ("lsblk", "disks"),
+    ("man", "help"),
+    ("ps", "threads"),
     ("quit", "poweroff"),
     ("shutdown", "poweroff"),
+    ("touch", "truncate"),
 ];
 
-/// The command that is called `name` elsewhere, or whose name is nearest to it, if any is near: one slip of the finger, or
-/// two in a longer word.
+/// The command that is called `name` elsewhere, or whose name is nearest to it, if any is near: one slip of the finger, two
+/// in a longer word, none in one of two letters.
 pub fn nearest(name: &str) -> Option<&'static Command> {
     if let Some((_, here)) = ELSEWHERE.iter().find(|(there, _)| *there == name) {
         return find(here);
@@ -305,9 +312,18 @@ pub fn nearest(name: &str) -> Option<&'static Command> {
     COMMANDS
         .iter()
         .map(|command| (distance(command.name, name), command))
-        .filter(|(distance, command)| *distance <= if command.name.len() < 6 { 1 } else { 2 })
+        .filter(|(distance, command)| *distance <= slips(name.len().min(command.name.len())))
         .min_by_key(|(distance, command)| (*distance, command.name))
         .map(|(_, command)| command)
+}
+
+/// Slips of the finger that a word of so many letters may have.
+fn slips(letters: usize) -> usize {
+    match letters {
+        0..=2 => 0,
+        3..=5 => 1,
+        _ => 2,
+    }
 }
 
 /// How many letters must be put in, left out, replaced or swapped with their neighbour to get from `a` to `b`.

@@ -72,6 +72,8 @@ pub struct Editor {
     /// The line of the history that is shown, and what was typed before that.
     recalled: Option<(usize, Line)>,
     search: Option<Search>,
+    /// Something that was typed had no room: the line is not what was meant.
+    is_cut: bool,
     last: Option<Key>,
 }
 
@@ -87,6 +89,7 @@ impl Editor {
             history: History::default(),
             recalled: None,
             search: None,
+            is_cut: false,
             last: None,
         }
     }
@@ -97,6 +100,7 @@ impl Editor {
         self.first = 0;
         self.recalled = None;
         self.search = None;
+        self.is_cut = false;
         self.last = None;
         screen.push_str(self.prompt);
     }
@@ -163,8 +167,9 @@ impl Editor {
         None
     }
 
-    /// Takes `span` out; more than a character is kept, to be put back.
+    /// Takes `span` out; more than a character is kept, to be put back. Who takes something out has seen the line.
     fn remove(&mut self, span: Span) {
+        self.is_cut = false;
         let removed = self.line.cut(span);
         if !matches!(span, Span::Left | Span::Right) {
             self.cut = removed;
@@ -174,6 +179,7 @@ impl Editor {
     fn insert(&mut self, character: char, screen: &mut String) -> Option<Outcome> {
         let is_at_end = self.line.cursor() == self.line.text().len();
         if !self.line.insert(character) {
+            self.is_cut = true;
             bell(screen);
         } else if is_at_end && width_of(character) == 1 && self.column() <= self.room() {
             // Nothing else on the screen changes.
@@ -188,6 +194,13 @@ impl Editor {
         screen.push('\n');
         let line = String::from(self.line.text());
         self.history.add(&line);
+        if self.is_cut {
+            let _ = writeln!(
+                screen,
+                "pinfold: a line has {MAX_LEN} bytes at most; what there was of this one is not run"
+            );
+            return Outcome::Abandoned;
+        }
         Outcome::Line(line)
     }
 

@@ -118,7 +118,7 @@ fn main() {
     files::init(options.root);
     for word in &options.unknown {
         println!(
-            "pinfold: \"{word}\" on the command line is no option: log=LEVEL, root=DISK, plain"
+            "pinfold: \"{word}\" on the command line is no option: log=LEVEL, root=DISK, sd=METHOD, plain"
         );
     }
     let status = if options.commands.is_empty() {

@@ -29,6 +29,17 @@ pub fn unit(options: &str) -> Unit {
     }
 }
 
+/// How many there are of what this is one: `1 page`, `2 pages`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Count(pub u64, pub &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, what) = self;
+        write!(f, "{count} {what}{}", if *count == 1 { "" } else { "s" })
+    }
+}
+
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 impl fmt::Display for Size {
@@ -74,7 +85,7 @@ pub fn parse(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Size, Unit, human, parse};
+    use super::{Count, Size, Unit, human, parse};
     use alloc::format;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
@@ -105,6 +116,12 @@ mod tests {
         for wrong in ["", "K", "-1", "1.5M", "4kb", "0x", "99999999999T", "1 K"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(format!("{}", Count(1, "page")), "1 page");
+        assert_eq!(format!("{}", Count(0, "page")), "0 pages");
     }
 
     proptest! {

@@ -78,6 +78,9 @@ u_boot_starts_the_card() {
 
 wrong_input_is_refused() {
     local words
+    sha256sum "$CARD/card.img" >"$CARD/before" || return
+    ! ./sdcard.sh "$CARD/card.img" "$CARD/tree" && sha256sum -c "$CARD/before" ||
+        { echo "an image that was there is another"; return 1; }
     while read -r words; do
         # shellcheck disable=SC2086
         ! ./sdcard.sh $words || { echo "accepted: $words"; return 1; }

@@ -47,7 +47,7 @@ template_runs() {
 
 # The same on a Pi, from a card.
 template_runs_from_a_card() {
-    ./sdcard.sh "$PROGRAMS/card.img" --size 128M \
+    ./sdcard.sh --fresh "$PROGRAMS/card.img" --size 128M \
         --elf "$BUILT/greet" --program "run greet card" || return
     mcopy -n -i "$PROGRAMS/card.img@@1M" ::cmdline.txt ::kernel8.img "$PROGRAMS/" || return
     grep -q 'run greet card$' "$PROGRAMS/cmdline.txt" && cmp "$PROGRAMS/kernel8.img" "$BUILT/greet.img"

@@ -267,6 +267,23 @@ fn tab_completes_what_is_clear_and_lists_what_is_not() {
 }
 
 #[test]
+fn a_line_that_was_cut_is_not_run() {
+    let mut session = Session::new();
+    session
+        .type_in("x".repeat(super::MAX_LEN + 1))
+        .type_in("\r");
+    assert_eq!(session.outcomes, [Outcome::Abandoned]);
+    session.type_in("ls\r");
+    assert_eq!(session.outcomes.last(), Some(&entered("ls")));
+    // Shortened, it is what somebody wants.
+    session
+        .type_in("y".repeat(super::MAX_LEN + 1))
+        .type_in("\x7f\r");
+    let line = "y".repeat(super::MAX_LEN - 1);
+    assert_eq!(session.outcomes.last(), Some(&entered(&line)));
+}
+
+#[test]
 fn what_stands_behind_the_cursor_stays_when_a_word_is_completed() {
     let mut session = Session::new();
     session

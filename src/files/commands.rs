@@ -1,15 +1,16 @@
 //! The commands about files. They say what went wrong with which path, go on with the next, and fail at the end.
 
-use super::{VFS, entries};
+use super::entries;
 use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::console::{self, Style, Styled, complain, is_interrupted};
 use crate::fs::vfs::{LastLink, Node};
 use crate::fs::{Attributes, FileKind, FsError, Timestamp};
+use crate::program::fs::create_dir_all;
 use crate::progress::Progress;
 use crate::shell::{self, usage};
-use crate::size::{self, Size, Unit};
+use crate::size::{self, Count, Size, Unit};
 use crate::{print, println};
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use linkme::distributed_slice;
@@ -98,8 +99,10 @@ command!(
 command!(
     MKDIR,
     "mkdir",
-    "PATH...",
-    "make directories\n\nExample: mkdir /mine",
+    "[-p] PATH...",
+    "make directories\n\n\
+        -p  those above, too, and be content with what is there\n\
+        Example: mkdir /mine",
     mkdir
 );
 command!(
@@ -125,11 +128,23 @@ command!(
     "replace a file by a line of text\n\nExample: write /note remember the milk",
     write
 );
+
 /// Why a command did not do all that it should.
 pub(super) enum Stop {
     Failed(FsError),
+    /// With another path than the one that it was given first.
+    FailedAt(String, FsError),
+    /// It cannot be, for this reason.
+    Refused(&'static str),
     /// By Ctrl-C.
     Interrupted,
+}
+
+impl Stop {
+    /// Says that it was `path` with which something failed.
+    fn at(path: &str) -> impl Fn(FsError) -> Self {
+        move |error| Self::FailedAt(path.to_string(), error)
+    }
 }
 
 impl From<FsError> for Stop {
@@ -170,19 +185,41 @@ pub(super) fn told(command: &str, path: &str, result: Result<(), impl Into<Stop>
     match result.map_err(Into::into) {
         Ok(()) => SUCCESS,
         Err(Stop::Interrupted) => shell::interrupted(command),
-        Err(Stop::Failed(error)) => {
-            complain(format_args!("{command}: {path}: {error}"));
-            FAILURE
-        }
+        Err(Stop::Failed(error)) => failed(command, path, error),
+        Err(Stop::FailedAt(path, error)) => failed(command, &path, error),
+        Err(Stop::Refused(why)) => failed(command, path, why),
     }
 }
 
-fn resolve(path: &str) -> Result<Node, FsError> {
-    VFS.resolve(path.as_bytes(), LastLink::Follow)
+fn failed(command: &str, path: &str, why: impl fmt::Display) -> Status {
+    let path = if path.is_empty() { "\"\"" } else { path };
+    complain(format_args!("{command}: {path}: {why}"));
+    FAILURE
 }
 
-fn resolve_parent(path: &str) -> Result<(Node, Vec<u8>), FsError> {
-    VFS.resolve_parent(path.as_bytes())
+fn resolve(path: &str) -> Result<Node, FsError> {
+    super::resolve(path.as_bytes(), LastLink::Follow)
+}
+
+/// The directory that `path` names something in, and the name: to be given, or taken away.
+fn resolve_parent(path: &str) -> Result<(Node, Vec<u8>), Stop> {
+    super::resolve_parent(path.as_bytes()).map_err(|error| match error {
+        FsError::InvalidName if !path.is_empty() => {
+            Stop::Refused("`/`, `.` and `..` cannot be made, moved or removed")
+        }
+        error => error.into(),
+    })
+}
+
+/// A regular file, to be read.
+fn regular_file(path: &str) -> Result<(Node, Attributes), FsError> {
+    let node = resolve(path)?;
+    let attributes = node.fs.attributes(node.file)?;
+    match attributes.kind {
+        FileKind::File => Ok((node, attributes)),
+        FileKind::Directory => Err(FsError::IsADirectory),
+        _ => Err(FsError::NotAFile),
+    }
 }
 
 fn kind_letter(kind: FileKind) -> char {
@@ -296,13 +333,7 @@ fn read_all(
     what: Option<&str>,
     mut f: impl FnMut(&[u8]) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    let node = resolve(path)?;
-    let attributes = node.fs.attributes(node.file)?;
-    match attributes.kind {
-        FileKind::File => {}
-        FileKind::Directory => return Err(FsError::IsADirectory.into()),
-        _ => return Err(FsError::NotAFile.into()),
-    }
+    let (node, attributes) = regular_file(path)?;
     let mut progress = what.map(|what| Progress::new(what, attributes.size));
     node.fs.open(node.file)?;
     let mut bytes = alloc::vec![0; PIECE];
@@ -355,7 +386,7 @@ fn sum(arguments: &[&str]) -> Status {
 
 fn stat(arguments: &[&str]) -> Status {
     for_each("stat", arguments, |path| {
-        let node = VFS.resolve(path.as_bytes(), LastLink::Keep)?;
+        let node = super::resolve(path.as_bytes(), LastLink::Keep)?;
         let attributes = node.fs.attributes(node.file)?;
         println!("path        {path}");
         println!("kind        {:?}, {}", attributes.kind, Mode(attributes));
@@ -365,11 +396,15 @@ fn stat(arguments: &[&str]) -> Status {
                 node.fs.read_link(node.file)?.escape_ascii()
             );
         }
-        println!("inode       {}, {} names", node.file.0, attributes.links);
         println!(
-            "size        {} ({} bytes), {} on the medium",
+            "inode       {}, {}",
+            node.file.0,
+            Count(attributes.links.into(), "name")
+        );
+        println!(
+            "size        {} ({}), {} on the medium",
             size::human(attributes.size),
-            attributes.size,
+            Count(attributes.size, "byte"),
             size::human(attributes.allocated)
         );
         println!("owner       {}:{}", attributes.owner.0, attributes.owner.1);
@@ -385,64 +420,87 @@ fn stat(arguments: &[&str]) -> Status {
 }
 
 /// The path, or where it is a directory, the name of `from` in it.
-fn destination(from: &str, to: &str) -> Result<(Node, Vec<u8>), FsError> {
+fn destination(from: &str, to: &str) -> Result<(Node, Vec<u8>), Stop> {
     if let Ok(node) = resolve(to)
         && node.fs.attributes(node.file)?.kind == FileKind::Directory
     {
         let (_, name) = resolve_parent(from)?;
         return Ok((node, name));
     }
-    resolve_parent(to)
+    match super::resolve_parent(to.as_bytes()) {
+        Ok(found) => Ok(found),
+        Err(error) => Err(Stop::at(to)(error)),
+    }
 }
 
-/// The regular file of that name, emptied, or a new one.
-fn create(directory: &Node, name: &[u8], permissions: u16) -> Result<Node, FsError> {
-    let file = match directory
-        .fs
-        .create(directory.file, name, FileKind::File, permissions)
-    {
-        Err(FsError::Exists) => {
-            let file = directory.fs.lookup(directory.file, name)?;
-            directory.fs.set_len(file, 0)?;
-            file
+/// The regular file at `path`, as it is, or a new one. What a symbolic link leads to must be there.
+fn create(path: &str, permissions: u16) -> Result<Node, Stop> {
+    match regular_file(path) {
+        Err(FsError::NotFound) => {
+            let (directory, name) = resolve_parent(path)?;
+            let fs = &directory.fs;
+            match fs.create(directory.file, &name, FileKind::File, permissions) {
+                // The link itself.
+                Err(FsError::Exists) => Err(FsError::NotFound.into()),
+                file => Ok(directory.beside(file?)),
+            }
         }
-        result => result?,
-    };
-    Ok(directory.beside(file))
+        found => Ok(found?.0),
+    }
 }
 
 fn cp(arguments: &[&str]) -> Status {
-    let [from, to] = arguments else {
-        return usage("cp");
-    };
-    let copy = || {
-        let source = resolve(from)?;
-        let attributes = source.fs.attributes(source.file)?;
-        let (directory, name) = destination(from, to)?;
-        if directory.is_beside(&source)
-            && directory.fs.lookup(directory.file, &name) == Ok(source.file)
-        {
-            return Err(FsError::Exists.into());
+    match command::options(arguments, "") {
+        Ok((_, [from, to])) => told("cp", from, copy(from, to)),
+        _ => usage("cp"),
+    }
+}
+
+fn copy(from: &str, to: &str) -> Result<(), Stop> {
+    let (source, attributes) = regular_file(from)?;
+    let mut to = to.to_string();
+    if let Ok(node) = resolve(&to)
+        && node.fs.attributes(node.file)?.kind == FileKind::Directory
+    {
+        let name = from.trim_end_matches('/').rsplit('/').next();
+        to = alloc::format!("{}/{}", to.trim_end_matches('/'), name.unwrap_or(from));
+    }
+    let at = Stop::at(&to);
+    let copy = create(&to, attributes.permissions).map_err(|stop| match stop {
+        Stop::Failed(error) => at(error),
+        stop => stop,
+    })?;
+    if copy.is_beside(&source) && copy.file == source.file {
+        return Err(Stop::Refused("both paths are the same file"));
+    }
+    copy.fs.set_len(copy.file, 0).map_err(&at)?;
+    // What is not written takes no room, but on FAT.
+    let has_holes = copy.fs.device().is_some();
+    let mut offset = 0;
+    read_all(from, Some(from), |bytes| {
+        if !has_holes || bytes.iter().any(|byte| *byte != 0) {
+            copy.fs.write_at(copy.file, offset, bytes).map_err(&at)?;
         }
-        let copy = create(&directory, &name, attributes.permissions)?;
-        let mut offset = 0;
-        read_all(from, Some(from), |bytes| {
-            copy.fs.write_at(copy.file, offset, bytes)?;
-            offset += bytes.len() as u64;
-            Ok(())
-        })
-    };
-    told("cp", from, copy())
+        offset += bytes.len() as u64;
+        Ok(())
+    })?;
+    if has_holes {
+        copy.fs.set_len(copy.file, offset).map_err(&at)?;
+    }
+    Ok(())
 }
 
 fn mv(arguments: &[&str]) -> Status {
-    let [from, to] = arguments else {
+    let Ok((_, [from, to])) = command::options(arguments, "") else {
         return usage("mv");
     };
     let rename = || {
         let (old, old_name) = resolve_parent(from)?;
+        old.fs.lookup(old.file, &old_name)?;
         let (new, new_name) = destination(from, to)?;
-        VFS.rename(&old, &old_name, &new, &new_name)
+        let renamed = VFS.rename(&old, &old_name, &new, &new_name);
+        // The old name is there.
+        renamed.map_err(Stop::at(to))
     };
     told("mv", from, rename())
 }
@@ -487,50 +545,60 @@ fn remove_tree(directory: Node, name: Vec<u8>) -> Result<(), Stop> {
 }
 
 fn ln(arguments: &[&str]) -> Status {
-    match arguments {
-        ["-s", target, name] => told("ln", name, {
-            resolve_parent(name).and_then(|(directory, name)| {
-                directory
-                    .fs
-                    .symlink(directory.file, &name, target.as_bytes())
-                    .map(drop)
-            })
-        }),
-        [target, name] => {
-            let link = || {
-                let file = VFS.resolve(target.as_bytes(), LastLink::Keep)?;
-                let (directory, new_name) = destination(target, name)?;
-                if !file.is_beside(&directory) {
-                    return Err(FsError::CrossDevice);
-                }
-                file.fs.link(file.file, directory.file, &new_name)
-            };
-            told("ln", target, link())
-        }
-        _ => usage("ln"),
+    let Ok((options, [target, name])) = command::options(arguments, "s") else {
+        return usage("ln");
+    };
+    if options.contains('s') {
+        let symlink = || {
+            let (directory, name) = resolve_parent(name)?;
+            let fs = &directory.fs;
+            fs.symlink(directory.file, &name, target.as_bytes())?;
+            Ok::<_, Stop>(())
+        };
+        return told("ln", name, symlink());
     }
+    let link = || {
+        let file = super::resolve(target.as_bytes(), LastLink::Keep)?;
+        let (directory, new_name) = destination(target, name)?;
+        if !file.is_beside(&directory) {
+            return Err(FsError::CrossDevice.into());
+        }
+        let linked = file.fs.link(file.file, directory.file, &new_name);
+        linked.map_err(|error| match error {
+            FsError::IsADirectory | FsError::TooManyLinks => error.into(),
+            error => Stop::at(name)(error),
+        })
+    };
+    told("ln", target, link())
 }
 
 fn mkdir(arguments: &[&str]) -> Status {
-    for_each("mkdir", arguments, |path| {
+    let Ok((options, paths)) = command::options(arguments, "p") else {
+        return usage("mkdir");
+    };
+    for_each("mkdir", paths, |path| {
+        if options.contains('p') {
+            return Ok(create_dir_all(path)?);
+        }
         let (directory, name) = resolve_parent(path)?;
         let kind = FileKind::Directory;
-        directory
-            .fs
-            .create(directory.file, &name, kind, 0o755)
-            .map(drop)
+        directory.fs.create(directory.file, &name, kind, 0o755)?;
+        Ok::<_, Stop>(())
     })
 }
 
 fn rmdir(arguments: &[&str]) -> Status {
-    for_each("rmdir", arguments, |path| {
+    let Ok((_, paths)) = command::options(arguments, "") else {
+        return usage("rmdir");
+    };
+    for_each("rmdir", paths, |path| {
         let (directory, name) = resolve_parent(path)?;
-        VFS.remove_directory(&directory, &name)
+        Ok::<_, Stop>(VFS.remove_directory(&directory, &name)?)
     })
 }
 
 fn truncate(arguments: &[&str]) -> Status {
-    let [path, size] = arguments else {
+    let Ok((_, [path, size])) = command::options(arguments, "") else {
         return usage("truncate");
     };
     let Some(size) = size::parse(size) else {
@@ -540,28 +608,22 @@ fn truncate(arguments: &[&str]) -> Status {
         return USAGE;
     };
     let cut = || {
-        let node = match resolve(path) {
-            Err(FsError::NotFound) => {
-                let (directory, name) = resolve_parent(path)?;
-                create(&directory, &name, 0o644)?
-            }
-            result => result?,
-        };
-        node.fs.set_len(node.file, size)
+        let node = create(path, 0o644)?;
+        Ok::<_, Stop>(node.fs.set_len(node.file, size)?)
     };
     told("truncate", path, cut())
 }
 
 fn write(arguments: &[&str]) -> Status {
-    let [path, text @ ..] = arguments else {
+    let Ok((_, [path, text @ ..])) = command::options(arguments, "") else {
         return usage("write");
     };
     let put = || {
-        let (directory, name) = resolve_parent(path)?;
-        let node = create(&directory, &name, 0o644)?;
+        let node = create(path, 0o644)?;
+        node.fs.set_len(node.file, 0)?;
         let mut line: String = text.join(" ");
         line.push('\n');
-        node.fs.write_at(node.file, 0, line.as_bytes())
+        Ok::<_, Stop>(node.fs.write_at(node.file, 0, line.as_bytes())?)
     };
     told("write", path, put())
 }

@@ -1,7 +1,7 @@
 //! The commands about file systems: what is mounted where, how full it is, what its superblock says.
 
 use super::commands::{for_each, told};
-use super::{VFS, mount};
+use super::{VFS, mount, resolve};
 use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status};
 use crate::console::complain;
 use crate::disk::{self, Disk};
@@ -9,10 +9,12 @@ use crate::fs::block::BlockError;
 use crate::fs::ext4::{Access, SuperblockInfo};
 use crate::fs::vfs::LastLink;
 use crate::fs::{FileSystem, FsError};
+use crate::mm::addr::VirtAddr;
+use crate::mm::maps;
 use crate::shell::usage;
 use crate::size::{self, Size, Unit};
 use crate::{print, println};
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use linkme::distributed_slice;
 
 macro_rules! command {
@@ -133,7 +135,7 @@ fn trim(arguments: &[&str]) -> Status {
         return status;
     }
     for_each("trim", arguments, |path| {
-        let node = VFS.resolve(path.as_bytes(), LastLink::Follow)?;
+        let node = resolve(path.as_bytes(), LastLink::Follow)?;
         trim(path, &*node.fs)
     })
 }
@@ -146,7 +148,14 @@ fn sync(arguments: &[&str]) -> Status {
 }
 
 fn mount_command(arguments: &[&str]) -> Status {
-    let (access, disk, path) = match arguments {
+    let Ok((options, arguments)) = command::options(arguments, "r") else {
+        return usage("mount");
+    };
+    let access = match options.contains('r') {
+        true => Access::ReadOnly,
+        false => Access::ReadWrite,
+    };
+    let (disk, path) = match arguments {
         [] => {
             for mount in VFS.mounts() {
                 println!(
@@ -157,8 +166,7 @@ fn mount_command(arguments: &[&str]) -> Status {
             }
             return SUCCESS;
         }
-        ["-r", disk, path] => (Access::ReadOnly, disk, path),
-        [disk, path] => (Access::ReadWrite, disk, path),
+        [disk, path] => (disk, path),
         _ => return usage("mount"),
     };
     match mount(disk, path, access) {
@@ -174,7 +182,37 @@ fn umount(arguments: &[&str]) -> Status {
     let [path] = arguments else {
         return usage("umount");
     };
-    told("umount", path, VFS.unmount(path.as_bytes()))
+    match VFS.unmount(path.as_bytes()) {
+        Err(FsError::Busy) => {
+            match user(path) {
+                Some(by) => complain(format_args!("umount: {path}: {by}")),
+                None => complain(format_args!("umount: {path}: {}", FsError::Busy)),
+            }
+            FAILURE
+        }
+        result => told("umount", path, result),
+    }
+}
+
+/// Who uses what is mounted on `path`, as far as paths tell: what is mounted in it, or a map of a file.
+fn user(path: &str) -> Option<String> {
+    let folder = alloc::format!("{}/", path.trim_end_matches('/'));
+    let is_in = |other: &[u8]| other.len() > folder.len() && other.starts_with(folder.as_bytes());
+    if let Some(mount) = VFS.mounts().into_iter().find(|mount| is_in(&mount.path)) {
+        let (source, path) = (mount.source.escape_ascii(), mount.path.escape_ascii());
+        return Some(alloc::format!("in use: {source} is mounted on {path}"));
+    }
+    let mut at = VirtAddr(0);
+    while let Some(object) = maps().next_map(at) {
+        at = object.pages().end.start();
+        if let Some(map) = object.file()
+            && is_in(map.file.name().as_bytes())
+        {
+            let (name, start) = (map.file.name(), object.pages().start.start());
+            return Some(alloc::format!("in use: {name} is mapped at {start}"));
+        }
+    }
+    None
 }
 
 fn fsck_info(arguments: &[&str]) -> Status {

@@ -8,6 +8,8 @@ use core::fmt;
 pub enum FsError {
     /// No entry of that name, or no such file any more.
     NotFound,
+    /// No path leads anywhere: there is no root.
+    NothingMounted,
     /// The name is taken.
     Exists,
     /// A directory is needed.
@@ -36,6 +38,8 @@ pub enum FsError {
     Busy,
     /// The format cannot do this, as FAT has no links.
     NotOffered,
+    /// The format's files are not cached.
+    NotMappable,
     /// No space is left on the device.
     NoSpace,
     /// No inode is left.
@@ -179,6 +183,7 @@ impl fmt::Display for FsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = match self {
             Self::NotFound => "no such file or directory",
+            Self::NothingMounted => "nothing is mounted on /",
             Self::Exists => "the name exists already",
             Self::NotADirectory => "not a directory",
             Self::IsADirectory => "is a directory",
@@ -193,6 +198,7 @@ impl fmt::Display for FsError {
             Self::CrossDevice => "not on the same file system",
             Self::Busy => "in use",
             Self::NotOffered => "the file system does not offer this",
+            Self::NotMappable => "files of a FAT volume cannot be mapped",
             Self::NoSpace => "no space left on the device",
             Self::NoInodes => "no inode left on the device",
             Self::FileTooLarge => "the file would be too large",

@@ -170,7 +170,7 @@ pub trait FileSystem: Send + Sync {
     /// The file as maps show it; `name` is what people call it.
     fn mappable(&self, file: FileId, name: &str) -> Result<InUse, FsError> {
         let _ = (file, name);
-        Err(FsError::NotOffered)
+        Err(FsError::NotMappable)
     }
 
     /// Why nothing can be written, if nothing can: as mounted, or since an error.

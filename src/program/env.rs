@@ -109,7 +109,7 @@ fn word_len(line: &str) -> usize {
 #[distributed_slice(COMMANDS)]
 static ENV: Command = Command {
     name: "env",
-    arguments: "[NAME=VALUE...]",
+    arguments: "[NAME[=VALUE]...]",
     summary: "show the environment of programs, or set variables\n\n\
         A name without a value is removed.\n\
         Example: env NAME=value",
@@ -120,6 +120,7 @@ fn env(arguments: &[&str]) -> Status {
     for word in arguments {
         match word.split_once('=') {
             Some((name, value)) if is_name(name) => set(name, value),
+            None if is_name(word) => set(word, ""),
             _ => {
                 println!("env: {word}: not NAME=VALUE, with a name of A to Z, 0 to 9 and _");
                 return USAGE;

@@ -124,10 +124,10 @@ impl Write for Stdout {
 impl Error for FsError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound => ErrorKind::NotFound,
+            Self::NotFound | Self::NothingMounted => ErrorKind::NotFound,
             Self::Exists => ErrorKind::AlreadyExists,
             Self::ReadOnly(_) => ErrorKind::PermissionDenied,
-            Self::NotOffered | Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::NotOffered | Self::NotMappable | Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::OutOfMemory => ErrorKind::OutOfMemory,
             Self::Corrupt(_) | Self::UnknownFormat => ErrorKind::InvalidData,
             Self::InvalidName | Self::NameTooLong => ErrorKind::InvalidInput,

@@ -24,8 +24,12 @@ fn main(arguments: &[String]) -> Status {
         );
         return USAGE;
     };
-    if pattern.is_empty() || paths.is_empty() {
+    if paths.is_empty() {
         println!("grep: say which TEXT, and in which FILE");
+        return USAGE;
+    }
+    if pattern.is_empty() {
+        println!("grep: TEXT is empty, and no line is without that");
         return USAGE;
     }
     let case = if letters.contains('i') {

@@ -33,7 +33,7 @@ usage: run iobench filename=PATH [WORD...], with the words of fio:
 
 /// Why it cannot be measured.
 enum Failure {
-    /// A word that cannot be.
+    /// A word whose value cannot be.
     Word(&'static str, String),
     Map(MmapError),
     Threads(SpawnError),
@@ -54,10 +54,22 @@ impl From<crate::fs::FsError> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Word(name, value) => write!(f, "{name}={value} is not known here"),
+            Self::Word(name, value) => write!(f, "{name}={value}: {name} is {}", values(name)),
             Self::Map(error) => error.fmt(f),
             Self::Threads(error) => error.fmt(f),
         }
+    }
+}
+
+/// What a word may be.
+fn values(name: &str) -> &'static str {
+    match name {
+        "rw" => "read, write, randread or randwrite",
+        "bs" => "1 to 16m, and no more than size",
+        "size" => "a number from 1 on, perhaps with k, m or g behind it",
+        "iodepth" => "1 to 64",
+        "ioengine" => "sync or mmap",
+        _ => "a number",
     }
 }
 
@@ -128,6 +140,9 @@ fn main(words: &[String]) -> Result<Status, Failure> {
         },
         rw,
     };
+    if job.size == 0 {
+        return Err(Failure::Word("size", "0".into()));
+    }
     if !(1..=16 << 20).contains(&job.bs) || job.bs > job.size {
         return Err(Failure::Word("bs", alloc::format!("{}", job.bs)));
     }

@@ -35,7 +35,8 @@ fn beginning_with<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Vec<Can
         .collect()
 }
 
-/// Paths that begin with `word`: names in the folder up to its last slash. Names that are no text cannot be typed.
+/// Paths that begin with `word`: names in the folder up to its last slash. Names that are no text, or
+/// would do something to the terminal, cannot be typed.
 fn paths(word: &str) -> Result<Vec<Candidate>, FsError> {
     let (folder, start) = word.split_at(word.rfind('/').map_or(0, |at| at + 1));
     let folder_path = if folder.is_empty() { "/" } else { folder };
@@ -45,7 +46,10 @@ fn paths(word: &str) -> Result<Vec<Candidate>, FsError> {
         let Ok(name) = core::str::from_utf8(&entry.name) else {
             continue;
         };
-        if !name.starts_with(start) || (start.is_empty() && name.starts_with('.')) {
+        if name.contains(char::is_control)
+            || !name.starts_with(start)
+            || (start.is_empty() && name.starts_with('.'))
+        {
             continue;
         }
         let path = alloc::format!("{folder}{name}");

@@ -16,7 +16,7 @@ use crate::mm::cache::watch::Strip;
 use crate::mm::{CACHE, free_frames, maps};
 use crate::mmap::{Advice, Mmap, MmapError, MmapMut, MmapOptions};
 use crate::progress::Progress;
-use crate::size::human;
+use crate::size::{Count, human};
 use crate::thread::{Exit, Role};
 use crate::{print, println, program};
 use alloc::string::{String, ToString};
@@ -31,16 +31,24 @@ static DEMO: Command = Command {
     arguments: "[FILE]",
     summary: "see in a minute what this system is about\n\n\
         FILE is read, the larger the better; /big unless said. At a terminal each\n\
-        step waits for Enter, and q leaves. Some steps change /demo.txt, which is\n\
-        removed at the end.\n\
+        step waits for Enter, and q leaves. Some steps change a new file, /demo.txt\n\
+        or /demo-1.txt and so on, which is removed at the end.\n\
         Example: demo",
     run: demo,
 };
 
 const PAGE: usize = 4096;
 
-/// The file that is made and changed.
-const NOTE: &str = "/demo.txt";
+/// The files of a demo.
+#[derive(Clone)]
+struct Subject {
+    /// What is read.
+    path: String,
+    /// What is made and changed.
+    note: String,
+}
+
+/// What is in the latter.
 const TEXT: &[u8] = b"This line is in the file.\n";
 
 /// Why a step did not end well.
@@ -75,14 +83,14 @@ impl fmt::Display for Failure {
 
 struct Step {
     title: &'static str,
-    run: fn(&str) -> Result<(), Failure>,
+    run: fn(&Subject) -> Result<(), Failure>,
     /// It needs a disk that can be written.
     writes: bool,
     must_crash: bool,
 }
 
 impl Step {
-    const fn new(title: &'static str, run: fn(&str) -> Result<(), Failure>) -> Self {
+    const fn new(title: &'static str, run: fn(&Subject) -> Result<(), Failure>) -> Self {
         Self {
             title,
             run,
@@ -123,12 +131,22 @@ fn demo(arguments: &[&str]) -> Status {
         ));
         return FAILURE;
     };
-    if let Err(error) = File::open(path) {
+    let size = File::open(path).and_then(|file| Ok(file.mappable()?.size()));
+    let refusal = match size {
+        Ok(1..) => None,
+        Ok(0) => Some("it is empty".to_string()),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(refusal) = refusal {
         complain(format_args!(
-            "demo: {path}: {error}; `demo FILE` takes another file"
+            "demo: {path}: {refusal}; `demo FILE` takes another file"
         ));
         return FAILURE;
     }
+    let subject = Subject {
+        path: path.to_string(),
+        note: free_name(),
+    };
     let can_write = root.fs.read_only().is_none();
     let mut status = SUCCESS;
     for (i, step) in STEPS.iter().enumerate() {
@@ -136,7 +154,7 @@ fn demo(arguments: &[&str]) -> Status {
         println!("\n{}\n", Styled(Style::Strong, title));
         if step.writes && !can_write {
             println!("Skipped: the disk is read-only.");
-        } else if !run(step, path) {
+        } else if !run(step, &subject) {
             status = FAILURE;
         }
         let is_last = i + 1 == STEPS.len();
@@ -145,10 +163,10 @@ fn demo(arguments: &[&str]) -> Status {
         }
     }
     if can_write {
-        match root.fs.unlink(root.file, &NOTE.as_bytes()[1..]) {
+        match root.fs.unlink(root.file, &subject.note.as_bytes()[1..]) {
             Ok(()) | Err(FsError::NotFound) => {}
             Err(error) => {
-                complain(format_args!("demo: {NOTE}: {error}"));
+                complain(format_args!("demo: {}: {error}", subject.note));
                 status = FAILURE;
             }
         }
@@ -160,13 +178,24 @@ fn demo(arguments: &[&str]) -> Status {
     status
 }
 
+/// A path in the root that nobody has.
+fn free_name() -> String {
+    let mut name = "/demo.txt".to_string();
+    let mut number = 0;
+    while VFS.resolve(name.as_bytes(), LastLink::Keep).is_ok() {
+        number += 1;
+        name = alloc::format!("/demo-{number}.txt");
+    }
+    name
+}
+
 /// Runs a step as a program; `false` if it did not end as it should, which was told.
-fn run(step: &'static Step, path: &str) -> bool {
-    let path = path.to_string();
+fn run(step: &'static Step, subject: &Subject) -> bool {
+    let subject = subject.clone();
     let has_failed = Arc::new(AtomicBool::new(false));
     let fails = has_failed.clone();
     let spawned = program::spawn("demo", Role::Program, move || {
-        if let Err(failure) = (step.run)(&path) {
+        if let Err(failure) = (step.run)(&subject) {
             complain(format_args!("demo: {failure}"));
             fails.store(true, Ordering::Relaxed);
         }
@@ -231,7 +260,7 @@ fn touch(bytes: &[u8]) -> u64 {
         .sum()
 }
 
-fn fill(path: &str) -> Result<(), Failure> {
+fn fill(Subject { path, .. }: &Subject) -> Result<(), Failure> {
     forget_all()?;
     let file = File::open(path)?;
     let cached = file.mappable()?;
@@ -252,8 +281,8 @@ fn fill(path: &str) -> Result<(), Failure> {
     let spots = (1..8).map(|i| map.len() / 8 * i);
     core::hint::black_box(spots.map(|at| u64::from(map[at])).sum::<u64>());
     println!(
-        "\nSeven bytes are touched, here and there: {} faults, a page read for each:",
-        faults() - before
+        "\nSeven bytes are touched, here and there: {}, a page read for each:",
+        Count(faults() - before, "fault")
     );
     show_strip(&cached);
     map.advise(Advice::Normal)?;
@@ -271,20 +300,20 @@ fn fill(path: &str) -> Result<(), Failure> {
     }
     print!("{}", if is_terminal() { "\r" } else { "" });
     show_strip(&cached);
-    let pages = quarter / PAGE;
-    println!("{pages} pages, {} faults.", faults() - before);
+    let pages = Count(quarter.div_ceil(PAGE) as u64, "page");
+    println!("{pages}, {}.", Count(faults() - before, "fault"));
     Ok(())
 }
 
 /// The file to be changed, as it was at the beginning.
-fn note() -> Result<File, FsError> {
+fn make(note: &str) -> Result<File, FsError> {
     let mut options = OpenOptions::new();
     let file = options
         .read(true)
         .write(true)
         .create(true)
         .truncate(true)
-        .open(NOTE)?;
+        .open(note)?;
     file.write_all_at(TEXT, 0)?;
     Ok(file)
 }
@@ -293,11 +322,11 @@ fn line(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end().into()
 }
 
-fn copy_on_write(_: &str) -> Result<(), Failure> {
-    let file = note()?;
+fn copy_on_write(Subject { note, .. }: &Subject) -> Result<(), Failure> {
+    let file = make(note)?;
     // SAFETY: the file is ours.
     let (shared, mut private) = unsafe { (Mmap::map(&file)?, MmapOptions::new().map_copy(&file)?) };
-    println!("{NOTE} is mapped twice, shared and private. Both show the same page:");
+    println!("{note} is mapped twice, shared and private. Both show the same page:");
     println!("  shared   {}", line(&shared));
     println!("  private  {}", line(&private));
     private[..TEXT.len()].copy_from_slice(b"This line is a mere copy.\n");
@@ -310,14 +339,14 @@ fn copy_on_write(_: &str) -> Result<(), Failure> {
     }
 }
 
-fn share(_: &str) -> Result<(), Failure> {
+fn share(Subject { note, .. }: &Subject) -> Result<(), Failure> {
     const CHANGED: &[u8] = b"This line was stored only.\n";
-    let file = note()?;
+    let file = make(note)?;
     file.set_len(CHANGED.len() as u64)?;
     // SAFETY: the file is ours.
     let mut map = unsafe { MmapMut::map_mut(&file)? };
     map[..CHANGED.len()].copy_from_slice(CHANGED);
-    println!("Stored to a shared map of {NOTE}: no write, but its page is dirty.");
+    println!("Stored to a shared map of {note}: no write, but its page is dirty.");
     let started = timer::now();
     map.flush()?;
     let us = timer::us_from_ticks(timer::now() - started);
@@ -334,7 +363,7 @@ fn share(_: &str) -> Result<(), Failure> {
     }
 }
 
-fn flow(path: &str) -> Result<(), Failure> {
+fn flow(Subject { path, .. }: &Subject) -> Result<(), Failure> {
     let file = File::open(path)?;
     let cached = file.mappable()?;
     // SAFETY: as in `fill`.
@@ -372,7 +401,7 @@ fn flow(path: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn count(_: &str) -> Result<(), Failure> {
+fn count(_: &Subject) -> Result<(), Failure> {
     println!("Faults since power-on, by how they ended (`faults`):\n");
     for row in maps().fault_counts().to_string().lines() {
         if !row.ends_with(" 0") {
@@ -386,11 +415,11 @@ fn count(_: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn crash(_: &str) -> Result<(), Failure> {
-    let file = note()?;
+fn crash(Subject { note, .. }: &Subject) -> Result<(), Failure> {
+    let file = make(note)?;
     // SAFETY: the file is ours, and what happens when it is cut is what is to be seen.
     let map = unsafe { Mmap::map(&file)? };
-    println!("{NOTE} is mapped, and then cut to nothing. A program that touches the map now");
+    println!("{note} is mapped, and then cut to nothing. A program that touches the map now");
     println!("is stopped, with a report: what it did, where, in which file, and who called it.");
     println!("The console goes on.\n");
     file.set_len(0)?;

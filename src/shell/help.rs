@@ -1,8 +1,9 @@
 //! What there is to type.
 
 use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status, USAGE};
-use crate::console::{self, Style, Styled};
+use crate::console::{Style, Styled, complain};
 use crate::edit::COLUMNS;
+use crate::program::process;
 use crate::{print, println};
 use alloc::vec::Vec;
 use core::fmt;
@@ -108,12 +109,18 @@ fn list_topic(topic: &str, names: &[&str]) {
 
 fn about(name: &str) -> Status {
     let Some(command) = command::find(name) else {
+        if process::find(name).is_some() {
+            complain(format_args!(
+                "help: {name} is a program: `run {name}`; `run` alone lists them"
+            ));
+            return FAILURE;
+        }
         match command::nearest(name) {
-            Some(near) => console::complain(format_args!(
+            Some(near) => complain(format_args!(
                 "help: no command {name}; did you mean `{}`?",
                 near.name
             )),
-            None => console::complain(format_args!("help: no command {name}; `help` lists them")),
+            None => complain(format_args!("help: no command {name}; `help` lists them")),
         }
         return FAILURE;
     };
@@ -144,7 +151,7 @@ impl fmt::Display for Call {
 /// Says how a command is called.
 pub(crate) fn usage(name: &str) -> Status {
     if let Some(command) = command::find(name) {
-        console::complain(format_args!("usage: {}", Call(command)));
+        complain(format_args!("usage: {}", Call(command)));
     }
     USAGE
 }

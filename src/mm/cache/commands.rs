@@ -4,9 +4,9 @@ use super::InUse;
 use super::watch::{LEGEND, Strip};
 use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::console::{complain, is_interrupted};
-use crate::files::VFS;
+use crate::files::{self, VFS};
 use crate::fs::FsError;
-use crate::fs::vfs::LastLink;
+use crate::fs::vfs::{LastLink, Node};
 use crate::mm::addr::{PAGE_SIZE, VirtAddr};
 use crate::mm::manager::{Advice, MapError, Placement};
 use crate::mm::object::{Pattern, Sharing, SyncMode};
@@ -15,7 +15,7 @@ use crate::mm::{CACHE, maps};
 use crate::program;
 use crate::progress::Progress;
 use crate::shell::{self, usage};
-use crate::size::{self, Size};
+use crate::size::{self, Count, Size};
 use crate::thread::{Exit, Role};
 use crate::{print, println};
 use alloc::string::String;
@@ -64,6 +64,7 @@ command!(
         -r  to be read\n\
         -w  shared: what is stored is the file's (as if not said)\n\
         -p  private: what is stored is a copy\n\
+        LENGTH reaches to the end of the file unless said.\n\
         Nothing is read before it is touched, by `peek` or `poke`.\n\
         Example: map -p /docs/start.md",
     map
@@ -93,7 +94,7 @@ command!(
     FLUSH,
     "flush",
     "ADDRESS [LENGTH]",
-    "make what was stored to a shared map durable\n\nExample: flush 0x800000008000",
+    "make what was stored to a shared map durable, to its end unless said\n\nExample: flush 0x800000008000",
     flush
 );
 command!(
@@ -132,23 +133,35 @@ fn told(command: &str, what: &str, result: Result<(), impl core::fmt::Display>) 
     }
 }
 
-/// All of them, or what is none, told.
-fn numbers<const N: usize>(command: &str, texts: [&str; N]) -> Option<[u64; N]> {
-    let mut numbers = [0; N];
-    for (number_, text) in numbers.iter_mut().zip(texts) {
-        let Some(found) = size::parse(text) else {
-            complain(format_args!(
-                "{command}: \"{text}\" is no number: 0x1000, 4096 or 4K"
-            ));
-            return None;
-        };
-        *number_ = found;
+/// A number, or what is none, told.
+fn number(command: &str, text: &str) -> Option<u64> {
+    let found = size::parse(text);
+    if found.is_none() {
+        complain(format_args!(
+            "{command}: \"{text}\" is no number: 0x1000, 4096 or 4K"
+        ));
     }
-    Some(numbers)
+    found
+}
+
+/// An address as it is shown: hexadecimal, with or without `0x`; or what is none, told.
+fn address(command: &str, text: &str) -> Option<VirtAddr> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let found = u64::from_str_radix(digits, 16).ok().map(VirtAddr);
+    if found.is_none() {
+        complain(format_args!(
+            "{command}: \"{text}\" is no address: 0x800000008000"
+        ));
+    }
+    found
+}
+
+fn resolve(path: &str) -> Result<Node, FsError> {
+    files::resolve(path.as_bytes(), LastLink::Follow)
 }
 
 fn file(path: &str) -> Result<InUse, FsError> {
-    let node = VFS.resolve(path.as_bytes(), LastLink::Follow)?;
+    let node = resolve(path)?;
     node.fs.mappable(node.file, path)
 }
 
@@ -178,10 +191,11 @@ fn cache(arguments: &[&str]) -> Status {
     }
     if nameless > 0 {
         println!(
-            "{:>12} {:>12} {:>12}  {nameless} files that were never mapped",
+            "{:>12} {:>12} {:>12}  {} never mapped",
             size(cached),
             size(changed),
-            ""
+            "",
+            Count(nameless, "file")
         );
     }
     print!("\nPAGES\n{}", CACHE.counts());
@@ -198,27 +212,52 @@ fn drop_caches(arguments: &[&str]) -> Status {
 }
 
 fn map(arguments: &[&str]) -> Status {
-    let (protection, sharing, arguments) = match arguments {
-        ["-r", rest @ ..] => (Protection::READ, Sharing::Shared, rest),
-        ["-p", rest @ ..] => (Protection::READ_WRITE, Sharing::CopyOnWrite, rest),
-        ["-w", rest @ ..] | rest => (Protection::READ_WRITE, Sharing::Shared, rest),
+    let Ok((options, arguments)) = command::options(arguments, "rwp") else {
+        return usage("map");
     };
-    let (path, place) = match arguments {
-        [path] => (path, numbers("map", ["0", "0"])),
-        [path, offset] => (path, numbers("map", [offset, "0"])),
-        [path, offset, length] => (path, numbers("map", [offset, length])),
+    let (protection, sharing) = match options.as_str() {
+        "r" => (Protection::READ, Sharing::Shared),
+        "p" => (Protection::READ_WRITE, Sharing::CopyOnWrite),
+        "" | "w" => (Protection::READ_WRITE, Sharing::Shared),
         _ => return usage("map"),
     };
-    let Some([offset, length]) = place else {
-        return USAGE;
+    let [path, place @ ..] = arguments else {
+        return usage("map");
     };
-    let file = match file(path) {
+    if place.len() > 2 {
+        return usage("map");
+    }
+    let mut numbers = [None; 2];
+    for (number_, text) in numbers.iter_mut().zip(place) {
+        *number_ = number("map", text);
+        if number_.is_none() {
+            return USAGE;
+        }
+    }
+    let [offset, length] = numbers;
+    let offset = offset.unwrap_or(0);
+    let node = match resolve(path) {
+        Ok(node) => node,
+        Err(error) => return told("map", path, Err(error)),
+    };
+    let file = match node.fs.mappable(node.file, path) {
         Ok(file) => file,
         Err(error) => return told("map", path, Err(error)),
     };
-    let length = match length {
-        0 => file.size().saturating_sub(offset),
-        length => length,
+    if let ("" | "w", Some(reason)) = (options.as_str(), node.fs.read_only()) {
+        complain(format_args!(
+            "map: {path}: {}; -r maps it to be read, -p makes copies",
+            FsError::ReadOnly(reason)
+        ));
+        return FAILURE;
+    }
+    let length = match (length, file.size()) {
+        (Some(length), _) => length,
+        (None, 0) => return told("map", path, Err("the file is empty")),
+        (None, size) if offset >= size => {
+            return told("map", path, Err("OFFSET is behind the end of the file"));
+        }
+        (None, size) => size - offset,
     };
     let place = Placement::Anywhere;
     let mapped = maps().map_file(file.handle(), place, length, protection, offset, sharing);
@@ -226,11 +265,14 @@ fn map(arguments: &[&str]) -> Status {
 }
 
 fn unmap(arguments: &[&str]) -> Status {
-    let [address] = arguments else {
+    let [text] = arguments else {
         return usage("unmap");
     };
-    match numbers("unmap", [address]) {
-        Some([base]) => told("unmap", address, maps().unmap(VirtAddr(base))),
+    match address("unmap", text) {
+        Some(base) if base.0 % PAGE != 0 => {
+            told("unmap", text, Err("no map begins there; `maps` shows them"))
+        }
+        Some(base) => told("unmap", text, maps().unmap(base)),
         None => USAGE,
     }
 }
@@ -249,26 +291,41 @@ fn as_program(name: &str, f: impl FnOnce() + Send + 'static) -> Status {
     }
 }
 
-/// Whether a command may touch `length` bytes at `base`: they are in maps. The rest of memory is not to be tried.
-fn check_range(command: &str, base: u64, length: u64) -> Option<Status> {
-    let mapped = maps().contains(VirtAddr(base & !(PAGE - 1)), length + base % PAGE);
-    match mapped {
-        Ok(true) => None,
-        Ok(false) => Some(told(command, "nothing is there", Err(MapError::NotMapped))),
-        Err(error) => Some(told(command, "no such range", Err(error))),
+/// Whether a command may touch `length` bytes at `base`: all of them are in maps. If not, that is told. The rest of memory is
+/// not to be tried.
+fn check_range(command: &str, text: &str, base: u64, length: u64) -> Result<(), Status> {
+    let is_mapped = match base.checked_add(length) {
+        _ if length == 0 => Err(MapError::Empty),
+        Some(end) if is_mapped(base, end) => Ok(()),
+        _ => Err(MapError::NotMapped),
+    };
+    match told(command, text, is_mapped) {
+        SUCCESS => Ok(()),
+        status => Err(status),
     }
 }
 
+fn is_mapped(base: u64, end: u64) -> bool {
+    let mut at = base;
+    while at < end {
+        match maps().next_map(VirtAddr(at)).map(|object| object.pages()) {
+            Some(pages) if pages.start.start().0 <= at => at = pages.end.start().0,
+            _ => return false,
+        }
+    }
+    true
+}
+
 fn peek(arguments: &[&str]) -> Status {
-    let place = match arguments {
-        [address] => numbers("peek", [address, "64"]),
-        [address, length] => numbers("peek", [address, length]),
+    let (text, length) = match arguments {
+        [text] => (text, Some(64)),
+        [text, length] => (text, number("peek", length)),
         _ => return usage("peek"),
     };
-    let Some([base, length]) = place else {
+    let (Some(VirtAddr(base)), Some(length)) = (address("peek", text), length) else {
         return USAGE;
     };
-    if let Some(status) = check_range("peek", base, length) {
+    if let Err(status) = check_range("peek", text, base, length) {
         return status;
     }
     as_program("peek", move || {
@@ -295,17 +352,17 @@ fn peek(arguments: &[&str]) -> Status {
 }
 
 fn poke(arguments: &[&str]) -> Status {
-    let [address, text @ ..] = arguments else {
+    let [place, text @ ..] = arguments else {
         return usage("poke");
     };
     let text = text.join(" ");
     if text.is_empty() {
         return usage("poke");
     }
-    let Some([base]) = numbers("poke", [address]) else {
+    let Some(VirtAddr(base)) = address("poke", place) else {
         return USAGE;
     };
-    if let Some(status) = check_range("poke", base, text.len() as u64) {
+    if let Err(status) = check_range("poke", place, base, text.len() as u64) {
         return status;
     }
     as_program("poke", move || {
@@ -318,17 +375,26 @@ fn poke(arguments: &[&str]) -> Status {
 }
 
 fn flush(arguments: &[&str]) -> Status {
-    let (address, length) = match arguments {
-        [address] => (address, "1"),
-        [address, length] => (address, *length),
+    let (text, length) = match arguments {
+        [text] => (text, None),
+        [text, length] => match number("flush", length) {
+            None => return USAGE,
+            length => (text, length),
+        },
         _ => return usage("flush"),
     };
-    let Some([base, length]) = numbers("flush", [address, length]) else {
+    let Some(VirtAddr(base)) = address("flush", text) else {
         return USAGE;
     };
+    let rest = || maps().next_map(VirtAddr(base)).map(|object| object.pages());
+    let length = length.or_else(|| rest().map(|pages| pages.end.start().0.saturating_sub(base)));
+    let length = length.unwrap_or(1);
+    if let Err(status) = check_range("flush", text, base, length) {
+        return status;
+    }
     let page = base & !(PAGE - 1);
     let flushed = maps().sync(VirtAddr(page), length + (base - page), SyncMode::Wait);
-    told("flush", address, flushed)
+    told("flush", text, flushed)
 }
 
 /// Columns of the strip that `residency` shows.
@@ -343,14 +409,15 @@ fn residency(arguments: &[&str]) -> Status {
         Err(error) => return told("residency", path, Err(error)),
     };
     let strip = Strip::new(&file, COLUMNS);
-    println!("[{}]\n{LEGEND}; {} pages each", strip.text, strip.each);
-    let pages = file.size().div_ceil(PAGE);
-    println!("{} of {pages} pages, {} dirty", strip.resident, strip.dirty);
+    let each = Count(strip.each, "page");
+    println!("[{}]\n{LEGEND}; {each} each", strip.text);
+    let pages = Count(file.size().div_ceil(PAGE), "page");
+    println!("{} of {pages}, {} dirty", strip.resident, strip.dirty);
     SUCCESS
 }
 
 fn advise(arguments: &[&str]) -> Status {
-    let [address, length, advice] = arguments else {
+    let [text, length, advice] = arguments else {
         return usage("advise");
     };
     let advice = match *advice {
@@ -361,13 +428,9 @@ fn advise(arguments: &[&str]) -> Status {
         "dontneed" => Advice::DontNeed,
         _ => return usage("advise"),
     };
-    match numbers("advise", [address, length]) {
-        Some([base, length]) => told(
-            "advise",
-            address,
-            maps().advise(VirtAddr(base), length, advice),
-        ),
-        None => USAGE,
+    match (address("advise", text), number("advise", length)) {
+        (Some(base), Some(length)) => told("advise", text, maps().advise(base, length, advice)),
+        _ => USAGE,
     }
 }
 

@@ -164,6 +164,10 @@ fn open_or_make(path: &str) -> Result<FileStore, KvError> {
 fn open_or(path: &str, missing: Missing) -> Result<FileStore, KvError> {
     let file = MappedFile::open(path, missing).map_err(Error::Storage)?;
     file.map.advise(Advice::Sequential)?;
+    // A new store is written to zeros; who looks into one writes nothing.
+    if missing == Missing::Told && file.map.iter().all(|byte| *byte == 0) {
+        return Err(Error::NotAStore);
+    }
     let store = Store::open(file)?;
     Ok(store)
 }
