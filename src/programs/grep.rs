@@ -72,20 +72,18 @@ impl Search<'_> {
     /// How many lines were found in the file.
     fn file(&self, path: &str) -> Result<usize, ScanError> {
         let map = scan::map(path)?;
-        let numbers = self.numbers && !self.counts && !self.names;
+        // How many lines each piece has, and how many newlines: to keep the lines takes too much memory.
         let found = scan::pieces(&map, &|bytes, piece| {
             let lines = text::lines_of(bytes, piece);
-            let before_next = if numbers {
+            let newlines = if self.numbers {
                 text::newlines(&bytes[lines.clone()])
             } else {
                 0
             };
-            (
-                text::matches(bytes, lines, &self.pattern, numbers),
-                before_next,
-            )
+            let count = text::matches(bytes, lines, &self.pattern, false).count();
+            (count, newlines)
         })?;
-        let count = found.iter().map(|(lines, _)| lines.len()).sum();
+        let count = found.iter().map(|(count, _)| count).sum();
         if self.names {
             if count > 0 {
                 println!("{path}");
@@ -97,9 +95,12 @@ impl Search<'_> {
             }
         } else {
             let mut before = 0;
-            for (lines, newlines) in found {
-                for (line, number) in lines {
-                    self.print(path, &map[line], before + number + 1);
+            for (number, (count, newlines)) in found.into_iter().enumerate() {
+                if count > 0 {
+                    let lines = text::lines_of(&map, scan::piece(&map, number));
+                    for (line, number) in text::matches(&map, lines, &self.pattern, self.numbers) {
+                        self.print(path, &map[line], before + number + 1);
+                    }
                 }
                 before += newlines;
             }

@@ -40,6 +40,11 @@ pub(super) fn map(path: &str) -> Result<Mmap, ScanError> {
     unsafe { Mmap::map(&file) }.map_err(ScanError::Map)
 }
 
+/// The bytes of a piece.
+pub(super) fn piece(map: &Mmap, number: usize) -> Range<usize> {
+    number * PIECE..((number + 1) * PIECE).min(map.len())
+}
+
 /// Calls `f` with each piece of `map`, in any order; what it returned, in the order of the pieces.
 pub(super) fn pieces<R: Send>(
     map: &Mmap,
@@ -55,8 +60,7 @@ pub(super) fn pieces<R: Send>(
             if number >= count {
                 return;
             }
-            let start = number * PIECE;
-            let end = (start + PIECE).min(map.len());
+            let Range { start, end } = piece(map, number);
             // Its reads begin now, and are under way while others compute. Advice that is not taken costs time only.
             let _ = map.advise_range(Advice::WillNeed, start, end - start);
             let result = f(map, start..end);

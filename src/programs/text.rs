@@ -2,7 +2,6 @@
 //!
 //! A piece is any run of bytes. A line belongs to the piece that it begins in, a word to the one that its first byte is in.
 
-use alloc::vec::Vec;
 use core::ops::Range;
 
 /// What is looked for: bytes, not a regular expression. Searched as Horspool did: where the last byte of a window does not
@@ -98,18 +97,16 @@ pub fn lines_of(text: &[u8], piece: Range<usize>) -> Range<usize> {
 
 /// The lines of `text[lines]` in which `pattern` is found, without their newlines, and how many newlines stand before each
 /// in `lines` (only counted if `counts` says so).
-pub fn matches(
-    text: &[u8],
+pub fn matches<'t>(
+    text: &'t [u8],
     lines: Range<usize>,
-    pattern: &Pattern<'_>,
+    pattern: &'t Pattern<'_>,
     counts: bool,
-) -> Vec<(Range<usize>, u64)> {
-    let mut found = Vec::new();
+) -> impl Iterator<Item = (Range<usize>, u64)> + 't {
     let (mut at, mut number) = (lines.start, 0);
-    while at < lines.end
-        && let Some(hit) = pattern.find(&text[at..lines.end])
-    {
-        let hit = at + hit;
+    core::iter::from_fn(move || {
+        let rest = text.get(at..lines.end).filter(|rest| !rest.is_empty())?;
+        let hit = at + pattern.find(rest)?;
         let start = text[at..hit]
             .iter()
             .rposition(|byte| *byte == b'\n')
@@ -118,11 +115,11 @@ pub fn matches(
         if counts {
             number += newlines(&text[at..start]);
         }
-        found.push((start..end, number));
+        let before = number;
         number += 1;
         at = end + 1;
-    }
-    found
+        Some((start..end, before))
+    })
 }
 
 /// How many newlines there are, eight bytes at a time.
