@@ -333,11 +333,16 @@ impl Volume {
             self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 volume.check_size(&inode, size.max(end))?;
-                for run in volume.runs(&inode, at, stop)? {
-                    if !run.is_written {
+                // One extent after the other: what touches need not be one.
+                let mut block = at;
+                while block < stop.min(END) {
+                    let piece = volume.piece_at(&inode, block as u32)?;
+                    let run = piece.run.and_then(|run| run.cut(block, stop));
+                    if let Some(run) = run.filter(|run| !run.is_written) {
                         volume.mark_written(&mut inode, run)?;
                         is_overwrite = false;
                     }
+                    block = piece.end.max(block + 1);
                 }
                 is_overwrite &= inode.has_flag(EXTENTS) && size <= inode.size();
                 if stop == last && size > inode.size() {
