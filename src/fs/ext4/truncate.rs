@@ -33,6 +33,9 @@ impl Volume {
             });
         }
         self.truncate_prepare(number, len)?;
+        // Whoever cuts has waited for transfers to what goes; those that failed will not come again.
+        let first = len.div_ceil(self.superblock.block_size as u64);
+        self.end_filling(number, first..u64::MAX);
         self.free_past_end(number)
     }
 
