@@ -184,7 +184,7 @@ fn open_journal(
         inode_table: None,
     };
     let inode: Inode = volume.inode(superblock.journal_inode)?;
-    let blocks = inode.size() / superblock.block_size as u64;
+    let blocks = volume.count_blocks(&inode, Structure::JournalGeometry)?;
     let runs = volume.runs(&inode, 0, blocks)?;
     Journal::open(device.clone(), superblock.block_size, runs).map(Some)
 }

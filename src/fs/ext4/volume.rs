@@ -246,6 +246,20 @@ impl Volume {
         Ok(())
     }
 
+    /// How many blocks a file of metadata has. It has no holes, and so no more than there are: a map may name one block
+    /// any number of times, and whoever goes through it would go on for ever.
+    pub(super) fn count_blocks(&self, inode: &Inode, structure: Structure) -> Result<u64, FsError> {
+        let blocks = inode.size() / self.superblock.block_size as u64;
+        if blocks > self.superblock.blocks_count {
+            return Err(FsError::corrupt(
+                structure,
+                inode.number.into(),
+                inode.size(),
+            ));
+        }
+        Ok(blocks)
+    }
+
     /// A metadata block, if there is one of that number.
     pub(super) fn metadata(&mut self, block: u64, owner: &Inode) -> Result<Block, FsError> {
         if !self.superblock.contains(block, 1) {

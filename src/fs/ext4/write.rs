@@ -251,6 +251,19 @@ impl Volume {
         Ok(Reservation { blocks })
     }
 
+    /// Whether any of the blocks from `first` on has a place.
+    fn has_blocks_from(&mut self, inode: &Inode, first: u64) -> Result<bool, FsError> {
+        let mut at = first;
+        while at < END {
+            let piece = self.piece_at(inode, at as u32)?;
+            if piece.run.is_some() {
+                return Ok(true);
+            }
+            at = piece.end.max(at + 1);
+        }
+        Ok(false)
+    }
+
     /// How many of the blocks have a place.
     fn count_backed(&mut self, inode: &Inode, first: u64, last: u64) -> Result<u64, FsError> {
         let runs = self.runs(inode, first, last)?;
@@ -374,7 +387,7 @@ impl Volume {
                 }
                 if !inode.has_flag(EXTENTS) && inode.links() > 0 && volume.is_orphan(number)? {
                     let first_behind = inode.size().div_ceil(block_size);
-                    if volume.runs(&inode, first_behind, END)?.is_empty() {
+                    if !volume.has_blocks_from(&inode, first_behind)? {
                         volume.remove_orphan(&mut inode)?;
                     }
                 }
