@@ -5,10 +5,10 @@
 mod common;
 
 use common::{changed_by_debugfs, mkfs, mount};
-use pinfold::fs::FsError;
 use pinfold::fs::error::Structure;
 use pinfold::fs::ext4::Access;
 use pinfold::fs::ram_disk::RamDisk;
+use pinfold::fs::{FileKind, FileSystem, FsError};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -64,6 +64,42 @@ fn close_circle(image: &mut [u8], block: u32) {
 
 fn is_corrupt(error: Option<FsError>, structure: Structure) -> bool {
     matches!(error, Some(FsError::Corrupt(found)) if found.structure == structure)
+}
+
+#[test]
+fn removing_a_large_file_without_extents_takes_little_memory() {
+    const MIB: u64 = 64;
+    let options = ["-b", "1024", "-O", "^extents,^has_journal,^64bit"];
+    let image = mkfs((MIB + 8) * 1024, &options, None);
+    let disk = Arc::new(RamDisk::new(image));
+    let fs = mount(disk, Access::ReadWrite).unwrap().file_system;
+    let file = fs.create(fs.root(), b"a", FileKind::File, 0o644).unwrap();
+    for i in 0..MIB {
+        fs.write_at(file, i << 20, &[7; 1 << 20]).unwrap();
+    }
+    fs.sync().unwrap();
+    within_limits(|| fs.unlink(fs.root(), b"a")).unwrap();
+}
+
+#[test]
+fn removing_a_file_in_single_blocks_takes_little_memory() {
+    for features in ["^extents,^has_journal,^64bit", "^64bit"] {
+        let options = ["-b", "1024", "-O", features];
+        let image = mkfs(40 * 1024, &options, None);
+        let disk = Arc::new(RamDisk::new(image));
+        let fs = mount(disk, Access::ReadWrite).unwrap().file_system;
+        let [one, other] = [b"a", b"b"].map(|name| {
+            let file = fs.create(fs.root(), name, FileKind::File, 0o644);
+            file.unwrap()
+        });
+        for i in 0..12_000 {
+            fs.write_at(one, i << 10, &[1; 1024]).unwrap();
+            fs.write_at(other, i << 10, &[2; 1024]).unwrap();
+        }
+        fs.sync().unwrap();
+        within_limits(|| fs.unlink(fs.root(), b"a")).unwrap();
+        fs.unmount().unwrap();
+    }
 }
 
 #[test]
