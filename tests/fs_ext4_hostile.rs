@@ -7,6 +7,7 @@ mod common;
 #[path = "common/targets.rs"]
 mod targets;
 
+use common::machine::Machine;
 use common::{OPTION_SETS, Scratch, campaign, changed_by_debugfs, mkfs, mount};
 use pinfold::fs::error::Structure;
 use pinfold::fs::ext4::Access;
@@ -178,4 +179,26 @@ fn a_directory_larger_than_the_disk_is_an_error() {
     let is_size =
         matches!(error, FsError::Corrupt(found) if found.structure == Structure::InodeSize);
     assert!(is_size, "{error:?}");
+}
+
+#[test]
+fn a_size_that_no_file_can_have_is_an_error() {
+    let features = "^has_journal,^metadata_csum";
+    let commands = [
+        "write /dev/null a",
+        "set_inode_field a size 0xffffffffffffffff",
+    ];
+    let image = mkfs(2048, &["-b", "1024", "-O", features], None);
+    let image = changed_by_debugfs(&image, &commands.map(String::from));
+    let machine = Machine::on(image, 1, 16 << 20);
+    let file = machine.fs.lookup(machine.fs.root(), b"a").unwrap();
+    let is_size = |error: FsError| matches!(error, FsError::Corrupt(found) if found.structure == Structure::InodeSize);
+    let error = machine.fs.open(file).unwrap_err();
+    assert!(is_size(error), "{error:?}");
+    for at in [1 << 63, u64::MAX - 200_000, u64::MAX - 5000, u64::MAX - 10] {
+        let error = machine.fs.read_at(file, at, &mut [0; 10]).unwrap_err();
+        assert!(is_size(error), "{error:?}");
+    }
+    // It can be removed.
+    machine.fs.unlink(machine.fs.root(), b"a").unwrap();
 }
