@@ -645,3 +645,22 @@ fn a_transfer_across_two_unwritten_extents_that_touch_fills_both() {
     fs.close(file).unwrap();
     finish(&disk, &fs);
 }
+
+#[test]
+fn nothing_is_read_after_an_unmount() {
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        let (disk, fs) = fresh(4096, &["-b", "1024"]);
+        let made = file(&fs, b"a");
+        fs.write_at(made, 0, b"words").unwrap();
+        finish(&disk, &fs);
+        let fs = mount(disk, access).unwrap().file_system;
+        fs.open(made).unwrap();
+        fs.unmount().unwrap();
+        let unmounted = FsError::ReadOnly(ReadOnlyReason::Unmounted);
+        assert_eq!(fs.read_at(made, 0, &mut [0; 5]), Err(unmounted));
+        assert_eq!(fs.map(made, 0, 5), Err(unmounted));
+        assert_eq!(fs.open(made), Err(unmounted));
+        assert_eq!(fs.lookup(fs.root(), b"a"), Err(unmounted));
+        fs.unmount().unwrap();
+    }
+}

@@ -222,7 +222,9 @@ impl Volume {
     /// Makes everything durable, and says on the medium that it is.
     pub(super) fn unmount(&mut self) -> Result<(), FsError> {
         if self.read_only.is_some() {
-            return self.sync();
+            self.sync()?;
+            self.read_only = Some(ReadOnlyReason::Unmounted);
+            return Ok(());
         }
         // Whoever had files open has no more use for them.
         self.open.clear();

@@ -207,6 +207,10 @@ impl Volume {
 
     /// Inode `number`, whether it is in use or not.
     pub(super) fn inode(&mut self, number: u32) -> Result<Inode, FsError> {
+        if self.read_only == Some(ReadOnlyReason::Unmounted) {
+            // The device may be somebody else's by now.
+            return Err(FsError::ReadOnly(ReadOnlyReason::Unmounted));
+        }
         let (block, at) = self.inode_place(number)?;
         let bytes = self.store.read(block)?;
         Inode::decode(
