@@ -139,11 +139,7 @@ fn read_superblock(device: &dyn BlockDevice) -> Result<(Superblock, bool), FsErr
 fn superblock_at(device: &dyn BlockDevice, offset: u64) -> Result<Superblock, FsError> {
     let capacity = device.properties().capacity;
     if offset + superblock::SIZE as u64 > capacity {
-        return Err(FsError::corrupt(
-            Structure::SuperblockGeometry,
-            offset,
-            capacity,
-        ));
+        return Err(FsError::TooSmall);
     }
     let (bytes, at) = superblock_bytes(device, offset)?;
     Superblock::decode(&bytes[at..at + superblock::SIZE], capacity)
