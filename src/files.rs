@@ -9,7 +9,6 @@ use crate::driver::pl031;
 use crate::fs::block::BlockDevice;
 use crate::fs::blocking;
 use crate::fs::cached::Cached;
-use crate::fs::error::{Corruption, Structure};
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::fat::Fat;
 use crate::fs::signature;
@@ -135,11 +134,7 @@ pub fn mount(what: &str, path: &str, access: Access) -> Result<(), MountError> {
     check_not_mounted(&disk)?;
     VFS.mount(path.as_bytes(), name.as_bytes(), || {
         match mount_ext4(name, device.clone(), access) {
-            // It is not ext4 at all.
-            Err(FsError::Corrupt(Corruption {
-                structure: Structure::SuperblockMagic,
-                ..
-            })) => match mount_fat(device.clone(), access) {
+            Err(error) if error.is_another_format() => match mount_fat(device.clone(), access) {
                 Err(FsError::UnknownFormat) => Err(MountError::Unknown(looks_like(&**device)?)),
                 mounted => Ok(mounted?),
             },
@@ -249,11 +244,15 @@ pub fn init(root: Option<&str>) {
 
 /// Says why a disk is not the root.
 fn say_why_not(Disk { name, device, .. }: &Disk, error: FsError) {
-    let looks = match error {
-        FsError::Corrupt(corruption) if corruption.structure == Structure::SuperblockMagic => {
-            looks_like(&**device)
-        }
-        error => Err(error),
+    let is_another = error.is_another_format();
+    if is_another && mount_fat(device.clone(), Access::ReadOnly).is_ok() {
+        println!("pinfold: {name} is not mounted: it is FAT; `mount {name} /` mounts it");
+        return;
+    }
+    let looks = if is_another {
+        looks_like(&**device)
+    } else {
+        Err(error)
     };
     match looks {
         Ok(what) => println!("pinfold: {name} is not mounted: no ext4; it looks like {what}"),

@@ -2,14 +2,18 @@
 
 mod common;
 
-use common::{Node, Scratch, debugfs, e2fsck, mkfs, mount, options, read_file, read_tree, run};
+use common::{
+    Node, Scratch, changed_by_debugfs, debugfs, e2fsck, mkfs, mount, options, read_file, read_tree,
+    run,
+};
 use pinfold::fs::block::{BlockError, Durability};
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::{Access, Ext4, MountOptions};
 use pinfold::fs::ram_disk::RamDisk;
 use pinfold::fs::sim_disk::{Random, SimDisk};
 use pinfold::fs::{
-    Backing, Cursor, FileId, FileKind, FileSystem, FsError, Reservation, Timestamp, blocking,
+    Backing, Cursor, Extent, FileId, FileKind, FileSystem, FsError, Reservation, Timestamp,
+    blocking,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -592,5 +596,71 @@ fn a_last_block_that_is_being_written_is_not_zeroed_when_the_file_grows() {
         assert_eq!(read_file(&fs, grown).unwrap()[1100..], [0; 100]);
         fs.close(grown).unwrap();
         finish(&disk, &fs);
+    }
+}
+
+#[test]
+fn a_transfer_across_two_unwritten_extents_that_touch_fills_both() {
+    const LEN: u64 = 50_000 << 10;
+    const NEAR: u64 = 100 << 10;
+    // No backup superblock comes between: what is one run on the disk is several extents in the map.
+    let options = [
+        "-b",
+        "1024",
+        "-O",
+        "sparse_super2,^resize_inode",
+        "-E",
+        "num_backup_sb=0",
+    ];
+    let image = changed_by_debugfs(
+        &mkfs(64 << 10, &options, None),
+        &[
+            "write /dev/null a".into(),
+            "fallocate a 0 49999".into(),
+            format!("set_inode_field a size {LEN}"),
+        ],
+    );
+    let disk = Arc::new(RamDisk::new(image));
+    let fs = mount(disk.clone(), Access::ReadWrite).unwrap().file_system;
+    let file = fs.lookup(fs.root(), b"a").unwrap();
+    fs.open(file).unwrap();
+    let place = |extent: Extent| match extent.backing {
+        Backing::Unwritten(place) => place,
+        other => panic!("{other:?} at {}", extent.offset),
+    };
+    let extents = fs.map(file, 0, LEN).unwrap();
+    let touching = extents
+        .windows(2)
+        .find(|pair| place(pair[0]) + pair[0].len == place(pair[1]))
+        .expect("no extents touch");
+    let (from, len) = (touching[1].offset - NEAR, 2 * NEAR);
+    fs.allocate(file, from, len, Reservation::NONE).unwrap();
+    fs.written(file, from, len, LEN).unwrap();
+    let written = Extent {
+        offset: from,
+        len,
+        backing: Backing::Written(place(touching[1]) - NEAR),
+    };
+    assert_eq!(fs.map(file, from, len), Ok([written].into()));
+    fs.close(file).unwrap();
+    finish(&disk, &fs);
+}
+
+#[test]
+fn nothing_is_read_after_an_unmount() {
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        let (disk, fs) = fresh(4096, &["-b", "1024"]);
+        let made = file(&fs, b"a");
+        fs.write_at(made, 0, b"words").unwrap();
+        finish(&disk, &fs);
+        let fs = mount(disk, access).unwrap().file_system;
+        fs.open(made).unwrap();
+        fs.unmount().unwrap();
+        let unmounted = FsError::ReadOnly(ReadOnlyReason::Unmounted);
+        assert_eq!(fs.read_at(made, 0, &mut [0; 5]), Err(unmounted));
+        assert_eq!(fs.map(made, 0, 5), Err(unmounted));
+        assert_eq!(fs.open(made), Err(unmounted));
+        assert_eq!(fs.lookup(fs.root(), b"a"), Err(unmounted));
+        fs.unmount().unwrap();
     }
 }

@@ -7,7 +7,9 @@ mod common;
 #[path = "common/targets.rs"]
 mod targets;
 
-use common::{OPTION_SETS, Scratch, campaign, mkfs, mount};
+use common::machine::Machine;
+use common::{OPTION_SETS, Scratch, campaign, changed_by_debugfs, mkfs, mount};
+use pinfold::fs::error::Structure;
 use pinfold::fs::ext4::Access;
 use pinfold::fs::ram_disk::RamDisk;
 use pinfold::fs::sim_disk::Random;
@@ -95,7 +97,8 @@ fn noise_is_not_mounted() {
 #[test]
 fn a_device_too_small_for_a_superblock_is_not_mounted() {
     for len in [0, 512, 1024, 1536] {
-        assert!(mount(Arc::new(RamDisk::new(vec![0; len])), Access::ReadOnly).is_err());
+        let disk = Arc::new(RamDisk::new(vec![0; len]));
+        assert_eq!(mount(disk, Access::ReadOnly).err(), Some(FsError::TooSmall));
     }
 }
 
@@ -146,4 +149,57 @@ fn mutated_logs_neither_panic_nor_hang() {
             let _ = mounted.file_system.unmount();
         }
     }
+}
+
+#[test]
+fn a_directory_larger_than_the_disk_is_an_error() {
+    // Each of its blocks is the same one, of 16 million.
+    let features = "^extents,^has_journal,^64bit,^metadata_csum,^dir_index";
+    let image = mkfs(2048, &["-b", "1024", "-O", features], None);
+    let direct = (1..12).map(|i| (i.to_string(), 1503));
+    let levels = [("IND", 1502), ("DIND", 1501), ("TIND", 1500)];
+    let levels = levels.map(|(name, block)| (name.to_string(), block));
+    let pointers = direct.chain(levels);
+    let set = pointers.map(|(slot, block)| format!("set_inode_field d block[{slot}] {block}"));
+    let mut commands = vec!["mkdir d".to_string()];
+    commands.extend(set);
+    commands.push("set_inode_field d size 17247240192".into());
+    let mut image = changed_by_debugfs(&image, &commands);
+    for (block, below) in [(1500, 1501u32), (1501, 1502), (1502, 1503)] {
+        for entry in image[block * 1024..][..1024].chunks_exact_mut(4) {
+            entry.copy_from_slice(&below.to_le_bytes());
+        }
+    }
+    let names = &mut image[1503 * 1024..][..1024];
+    names.fill(0);
+    names[4..6].copy_from_slice(&1024u16.to_le_bytes());
+    let mounted = mount(Arc::new(RamDisk::new(image)), Access::ReadOnly).unwrap();
+    let fs = mounted.file_system;
+    let directory = fs.lookup(fs.root(), b"d").unwrap();
+    let error = fs.lookup(directory, b"x").unwrap_err();
+    let is_size =
+        matches!(error, FsError::Corrupt(found) if found.structure == Structure::InodeSize);
+    assert!(is_size, "{error:?}");
+}
+
+#[test]
+fn a_size_that_no_file_can_have_is_an_error() {
+    let features = "^has_journal,^metadata_csum";
+    let commands = [
+        "write /dev/null a",
+        "set_inode_field a size 0xffffffffffffffff",
+    ];
+    let image = mkfs(2048, &["-b", "1024", "-O", features], None);
+    let image = changed_by_debugfs(&image, &commands.map(String::from));
+    let machine = Machine::on(image, 1, 16 << 20);
+    let file = machine.fs.lookup(machine.fs.root(), b"a").unwrap();
+    let is_size = |error: FsError| matches!(error, FsError::Corrupt(found) if found.structure == Structure::InodeSize);
+    let error = machine.fs.open(file).unwrap_err();
+    assert!(is_size(error), "{error:?}");
+    for at in [1 << 63, u64::MAX - 200_000, u64::MAX - 5000, u64::MAX - 10] {
+        let error = machine.fs.read_at(file, at, &mut [0; 10]).unwrap_err();
+        assert!(is_size(error), "{error:?}");
+    }
+    // It can be removed.
+    machine.fs.unlink(machine.fs.root(), b"a").unwrap();
 }

@@ -237,3 +237,44 @@ fn mutated_volumes_neither_panic_nor_hang() {
         }
     }
 }
+
+#[test]
+fn nothing_is_changed_after_an_unmount_or_where_nothing_may_be() {
+    for image in volumes() {
+        let (disk, fs) = mount(image);
+        let file = fs.create(fs.root(), b"f", FileKind::File, 0o644).unwrap();
+        fs.unmount().unwrap();
+        let before = disk.contents();
+        let asked = Fat::mount(Arc::new(RamDisk::new(before.clone())), true, clock).unwrap();
+        let device =
+            Fat::mount(Arc::new(RamDisk::read_only(before.clone())), false, clock).unwrap();
+        for (fs, file, reason) in [
+            (&fs, file, ReadOnlyReason::Unmounted),
+            (
+                &asked,
+                asked.lookup(asked.root(), b"f").unwrap(),
+                ReadOnlyReason::Asked,
+            ),
+            (
+                &device,
+                device.lookup(device.root(), b"f").unwrap(),
+                ReadOnlyReason::Device,
+            ),
+        ] {
+            let refused = FsError::ReadOnly(reason);
+            let root = fs.root();
+            assert_eq!(fs.create(root, b"g", FileKind::File, 0o644), Err(refused));
+            assert_eq!(
+                fs.create(root, b"d", FileKind::Directory, 0o755),
+                Err(refused)
+            );
+            assert_eq!(fs.rename(root, b"f", root, b"g"), Err(refused));
+            assert_eq!(fs.set_permissions(file, 0o444), Err(refused));
+            assert_eq!(fs.set_times(file, clock(), clock()), Err(refused));
+            assert_eq!(fs.write_at(file, 0, b"words"), Err(refused));
+            assert_eq!(fs.unlink(root, b"f"), Err(refused));
+            fs.unmount().unwrap();
+        }
+        assert!(disk.contents() == before, "changed");
+    }
+}

@@ -49,6 +49,7 @@ use pinfold::mm::manager::{Advice, Placement};
 use pinfold::mm::object::{Aliases, FileKey, IoError, Pattern, Sharing, SyncMode};
 use pinfold::mm::table::Protection;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
@@ -1602,4 +1603,42 @@ fn pages_that_are_used_again_outlive_a_scan_also_beside_the_ones_touched() {
     assert_eq!(evicted, 0, "evicted, though in use");
     assert!(machine.cache.counts().evicted > 500);
     machine.finish(used.0);
+}
+
+#[test]
+fn a_file_that_grows_twice_while_its_end_is_written_keeps_what_was_written() {
+    const NO_EXTENTS: [&str; 4] = ["-b", "4096", "-O", "^extents,^has_journal,^64bit"];
+    let machine = Machine::new(1, 16 << 20, &NO_EXTENTS);
+    let file = machine.create("a", &[7; 6000]);
+    let ((arrived, has_arrived), (go, may_go)) = (channel(), channel());
+    let disk = machine.disk.clone();
+    // The first write zeroes the new blocks, the second is the transfer.
+    machine.disk.during_next_write(Box::new(move || {
+        disk.during_next_write(Box::new(move || {
+            arrived.send(()).unwrap();
+            may_go.recv().unwrap();
+        }));
+    }));
+    let other = machine.clone();
+    let writer = spawn(move || {
+        other.adopt_thread();
+        other.cache.write_back(None).unwrap();
+    });
+    has_arrived.recv().unwrap();
+    machine.fs.set_len(file, 6500).unwrap();
+    // Whoever reads the block now has it as it was, and must not write it back.
+    let go_early = go.clone();
+    machine.disk.after_next_read(Box::new(move || {
+        let _ = go_early.send(());
+        sleep(Duration::from_millis(100));
+    }));
+    machine.fs.set_len(file, 7000).unwrap();
+    let _ = go.send(());
+    writer.join().unwrap();
+    machine.fs.sync_file(file).unwrap();
+    machine.cache.drop_clean();
+    let bytes = machine.read(file, 0, 7000);
+    assert!(bytes[..6000].iter().all(|byte| *byte == 7), "overtaken");
+    assert!(bytes[6000..].iter().all(|byte| *byte == 0));
+    machine.finish(file);
 }

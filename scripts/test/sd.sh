@@ -126,7 +126,7 @@ errors_are_told() {
             "file.driver=blkdebug,file.config=$SD/rules,file.image.driver=file,file.image.filename=$SD/work.img") 2>&1) || true
         echo "$said"
         grep -q "error on host side" <<<"$said" && grep -q "^${sum%% *}" <<<"$said" || return
-        [ $event = write_aio ] || grep -q "ls: /mm: damaged file system: DirectoryChecksum at $block" <<<"$said" || return
+        [ $event = write_aio ] || grep -q "ls: /mm: damaged file system: directory checksum at $block" <<<"$said" || return
     done
 }
 

@@ -227,9 +227,17 @@ fn fsck_info(arguments: &[&str]) -> Status {
         _ => return usage("fsck-info"),
     };
     let Ok(disk) = found else { return FAILURE };
-    let read = SuperblockInfo::read(&*disk.device).map(|info| {
-        println!("disk               {}", disk.name);
+    let name = &disk.name;
+    let read = match SuperblockInfo::read(&*disk.device) {
+        Err(error) if error.is_another_format() => {
+            complain(format_args!("fsck-info: {name}: no ext4 file system"));
+            return FAILURE;
+        }
+        read => read,
+    };
+    let told_of = read.map(|info| {
+        println!("disk               {name}");
         print!("{info}");
     });
-    told("fsck-info", &disk.name, read)
+    told("fsck-info", name, told_of)
 }

@@ -2,6 +2,7 @@
 
 use super::block::BlockError;
 use core::fmt;
+use core::fmt::Write as _;
 
 /// Why an operation on a file system failed. The file system is as it was before, unless stated otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub enum FsError {
     Block(BlockError),
     /// The medium holds something impossible.
     Corrupt(Corruption),
+    /// The device has no room for a file system.
+    TooSmall,
     /// Neither ext4 nor FAT, as far as can be seen.
     UnknownFormat,
     /// The format has something we do not know.
@@ -122,7 +125,7 @@ pub struct Corruption {
 
 /// On-disk structures, as errors name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each variant is the name it prints")]
+#[allow(missing_docs, reason = "each variant is the words it prints")]
 pub enum Structure {
     SuperblockMagic,
     SuperblockChecksum,
@@ -171,6 +174,11 @@ impl FsError {
             value,
         })
     }
+
+    /// Whether there is no ext4 file system at all, damaged or not.
+    pub fn is_another_format(&self) -> bool {
+        matches!(self, Self::Corrupt(found) if found.structure == Structure::SuperblockMagic)
+    }
 }
 
 impl From<BlockError> for FsError {
@@ -203,6 +211,7 @@ impl fmt::Display for FsError {
             Self::NoInodes => "no inode left on the device",
             Self::FileTooLarge => "the file would be too large",
             Self::OutOfMemory => "out of memory",
+            Self::TooSmall => "the device is too small for a file system",
             Self::UnknownFormat => "neither ext4 nor FAT",
             Self::ReadOnly(reason) => return write!(f, "read-only file system: {reason}"),
             Self::Block(error) => return error.fmt(f),
@@ -331,6 +340,36 @@ const JOURNAL_NAMES: [(u32, &str); 6] = [
     (0x20, "fast_commit"),
 ];
 
+impl fmt::Display for Structure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fat => f.write_str("FAT"),
+            Self::FatTime => f.write_str("FAT time"),
+            // The variant's name, in words.
+            _ => write!(Words { f, is_first: true }, "{self:?}"),
+        }
+    }
+}
+
+/// Writes `TitleCase` as title case.
+struct Words<'a, 'b> {
+    f: &'a mut fmt::Formatter<'b>,
+    is_first: bool,
+}
+
+impl fmt::Write for Words<'_, '_> {
+    fn write_str(&mut self, name: &str) -> fmt::Result {
+        for letter in name.chars() {
+            if letter.is_ascii_uppercase() && !self.is_first {
+                self.f.write_char(' ')?;
+            }
+            self.is_first = false;
+            self.f.write_char(letter.to_ascii_lowercase())?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Corruption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -338,10 +377,7 @@ impl fmt::Display for Corruption {
             at,
             value,
         } = self;
-        write!(
-            f,
-            "damaged file system: {structure:?} at {at} has {value:#x}"
-        )
+        write!(f, "damaged file system: {structure} at {at} has {value:#x}")
     }
 }
 
@@ -359,5 +395,14 @@ mod tests {
             bits: 0x8100,
         };
         assert_eq!(error.to_string(), "unsupported features: mmp inline_data");
+    }
+
+    #[test]
+    fn a_structure_is_named_in_words() {
+        let error = FsError::corrupt(Structure::GroupDescriptorChecksum, 3, 0xd5b0);
+        assert_eq!(
+            error.to_string(),
+            "damaged file system: group descriptor checksum at 3 has 0xd5b0"
+        );
     }
 }

@@ -255,22 +255,14 @@ impl FileSystem for Fat {
     fn set_permissions(&self, file: FileId, permissions: u16) -> Result<(), FsError> {
         let changes =
             SetAttr::new().with_permissions(hadris_fs::Permissions::new(permissions.into()));
-        self.volume
-            .lock()
-            .driver
-            .setattr(node(file)?, &changes)
-            .map_err(error)
+        self.volume.lock().change(node(file)?, &changes)
     }
 
     fn set_times(&self, file: FileId, _: Timestamp, modified: Timestamp) -> Result<(), FsError> {
         let modified =
             date_time(modified).ok_or(FsError::corrupt(Structure::FatTime, file.0, 0))?;
         let changes = SetAttr::new().with_modified(modified);
-        self.volume
-            .lock()
-            .driver
-            .setattr(node(file)?, &changes)
-            .map_err(error)
+        self.volume.lock().change(node(file)?, &changes)
     }
 
     fn create(
@@ -281,6 +273,7 @@ impl FileSystem for Fat {
         _: u16,
     ) -> Result<FileId, FsError> {
         let mut volume = self.volume.lock();
+        volume.check_writable()?;
         let (directory, name) = (node(directory)?, Name::from_bytes(name));
         let made = match kind {
             FileKind::File => volume.driver.create(directory, name, &SetAttr::new()),
@@ -323,6 +316,7 @@ impl FileSystem for Fat {
         new_name: &[u8],
     ) -> Result<(), FsError> {
         let mut volume = self.volume.lock();
+        volume.check_writable()?;
         let (from, to) = (node(from)?, node(to)?);
         let (name, new_name) = (Name::from_bytes(name), Name::from_bytes(new_name));
         volume
@@ -337,6 +331,7 @@ impl FileSystem for Fat {
 
     fn reserve(&self, file: FileId, offset: u64, len: u64) -> Result<Reservation, FsError> {
         let mut volume = self.volume.lock();
+        volume.check_writable()?;
         let node = node(file)?;
         let stats = volume.driver.statfs().map_err(error)?;
         let metadata = volume.driver.stat(node).map_err(error)?;
@@ -481,6 +476,11 @@ impl Volume {
     fn check_writable(&self) -> Result<(), FsError> {
         self.read_only
             .map_or(Ok(()), |reason| Err(FsError::ReadOnly(reason)))
+    }
+
+    fn change(&mut self, node: NodeId, changes: &SetAttr) -> Result<(), FsError> {
+        self.check_writable()?;
+        self.driver.setattr(node, changes).map_err(error)
     }
 
     fn truncate(&mut self, node: NodeId, len: u64) -> Result<(), FsError> {

@@ -143,6 +143,18 @@ pub fn debugfs(image: &[u8], command: &str) -> Vec<u8> {
     run("debugfs", &["-R", command, path.to_str().unwrap()]).stdout
 }
 
+/// The image after debugfs has run these commands on it.
+pub fn changed_by_debugfs(image: &[u8], commands: &[String]) -> Vec<u8> {
+    let scratch = Scratch::new();
+    let (path, script) = (scratch.0.join("image"), scratch.0.join("commands"));
+    write_sparse(&path, image).unwrap();
+    std::fs::write(&script, commands.join("\n") + "\n").unwrap();
+    let (path, script) = (path.to_str().unwrap(), script.to_str().unwrap());
+    let output = run("debugfs", &["-w", "-f", script, path]);
+    assert!(output.status.success(), "{output:?}");
+    std::fs::read(path).unwrap()
+}
+
 /// Files with every structure of ext4, to be damaged.
 pub fn hostile_source() -> Scratch {
     let scratch = Scratch::new();

@@ -52,6 +52,7 @@ impl Volume {
         {
             return Err(FsError::corrupt(Structure::InodeSize, number.into(), size));
         }
+        self.count_blocks(&inode, Structure::InodeSize)?;
         Ok(inode)
     }
 

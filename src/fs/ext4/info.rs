@@ -21,7 +21,11 @@ impl SuperblockInfo {
     /// What the device says; [`FsError::Corrupt`] where there is none.
     pub fn read(device: &dyn BlockDevice) -> Result<Self, FsError> {
         // Whole sectors, however large they are.
-        let bytes = blocking::read(device, 0, 4096)?;
+        const LEN: usize = 4096;
+        if device.properties().capacity < LEN as u64 {
+            return Err(FsError::TooSmall);
+        }
+        let bytes = blocking::read(device, 0, LEN)?;
         let bytes = bytes[OFFSET as usize..OFFSET as usize + SIZE].to_vec();
         Self::new(bytes)
     }

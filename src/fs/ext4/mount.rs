@@ -139,11 +139,7 @@ fn read_superblock(device: &dyn BlockDevice) -> Result<(Superblock, bool), FsErr
 fn superblock_at(device: &dyn BlockDevice, offset: u64) -> Result<Superblock, FsError> {
     let capacity = device.properties().capacity;
     if offset + superblock::SIZE as u64 > capacity {
-        return Err(FsError::corrupt(
-            Structure::SuperblockGeometry,
-            offset,
-            capacity,
-        ));
+        return Err(FsError::TooSmall);
     }
     let (bytes, at) = superblock_bytes(device, offset)?;
     Superblock::decode(&bytes[at..at + superblock::SIZE], capacity)
@@ -184,7 +180,7 @@ fn open_journal(
         inode_table: None,
     };
     let inode: Inode = volume.inode(superblock.journal_inode)?;
-    let blocks = inode.size() / superblock.block_size as u64;
+    let blocks = volume.count_blocks(&inode, Structure::JournalGeometry)?;
     let runs = volume.runs(&inode, 0, blocks)?;
     Journal::open(device.clone(), superblock.block_size, runs).map(Some)
 }
@@ -222,7 +218,9 @@ impl Volume {
     /// Makes everything durable, and says on the medium that it is.
     pub(super) fn unmount(&mut self) -> Result<(), FsError> {
         if self.read_only.is_some() {
-            return self.sync();
+            self.sync()?;
+            self.read_only = Some(ReadOnlyReason::Unmounted);
+            return Ok(());
         }
         // Whoever had files open has no more use for them.
         self.open.clear();

@@ -360,7 +360,8 @@ impl Volume {
 
     /// Keeps a file until it is closed as often.
     pub(super) fn open(&mut self, number: u32) -> Result<(), FsError> {
-        self.live_inode(number)?;
+        let inode = self.live_inode(number)?;
+        self.check_plausible(&inode)?;
         self.open.entry(number).or_default().count += 1;
         Ok(())
     }
@@ -375,7 +376,7 @@ impl Volume {
             }
             Some(_) => drop(self.open.remove(&number)),
         }
-        if self.inode(number)?.links() > 0 || self.check_writable().is_err() {
+        if self.check_writable().is_err() || self.inode(number)?.links() > 0 {
             return Ok(());
         }
         self.remove_file(number)

@@ -12,7 +12,6 @@ use super::volume::Volume;
 use crate::fs::FileKind;
 use crate::fs::checksum_agrees;
 use crate::fs::error::{FsError, Structure};
-use alloc::vec::Vec;
 
 const FILE_MAGIC: u32 = 0x0b10_ca04;
 
@@ -34,63 +33,72 @@ impl Volume {
             inode.set_deletion_time(0);
             return Ok(());
         }
-        let mut number = first;
-        for _ in 0..self.superblock.inodes_count {
-            if number == 0 {
-                return Ok(());
-            }
-            let mut other = self.inode(number)?;
-            if other.deletion_time() == inode.number {
-                other.set_deletion_time(next);
-                self.put_inode(&mut other)?;
-                inode.set_deletion_time(0);
-                return Ok(());
-            }
-            number = other.deletion_time();
+        let is_before = |other: &Inode| other.deletion_time() == inode.number;
+        if let Some(mut other) = self.find_orphan(is_before)? {
+            other.set_deletion_time(next);
+            self.put_inode(&mut other)?;
+            inode.set_deletion_time(0);
         }
-        Err(FsError::corrupt(
-            Structure::OrphanList,
-            first.into(),
-            number.into(),
-        ))
+        Ok(())
     }
 
     /// Whether a file is on the list.
     pub(super) fn is_orphan(&mut self, number: u32) -> Result<bool, FsError> {
-        Ok(self.listed_orphans()?.contains(&number))
+        let found = self.find_orphan(|inode| inode.number == number)?;
+        Ok(found.is_some())
     }
 
-    fn listed_orphans(&mut self) -> Result<Vec<u32>, FsError> {
+    /// The first file on the list that is meant. A list that runs in a circle is an error; it is found in little memory
+    /// by Brent's way: one place is remembered, twice as far along each time, and come by again in a circle only.
+    fn find_orphan(&mut self, is_meant: impl Fn(&Inode) -> bool) -> Result<Option<Inode>, FsError> {
         let mut number = le32(&self.superblock_bytes()?, LAST_ORPHAN);
-        let mut list = Vec::new();
+        let (mut remembered, mut steps, mut reach) = (0, 0u64, 1);
         while number != 0 {
-            if list.len() as u32 >= self.superblock.inodes_count {
+            if number == remembered {
                 return Err(FsError::corrupt(Structure::OrphanList, 0, number.into()));
             }
-            list.push(number);
-            number = self.inode(number)?.deletion_time();
+            if steps == reach {
+                (remembered, steps, reach) = (number, 0, 2 * reach);
+            }
+            steps += 1;
+            let inode = self.inode(number)?;
+            if is_meant(&inode) {
+                return Ok(Some(inode));
+            }
+            number = inode.deletion_time();
         }
-        Ok(list)
+        Ok(None)
     }
 
     /// Finishes at mount what was under way: removes orphans without a name, and cuts the others at their size.
     pub(super) fn process_orphans(&mut self) -> Result<(), FsError> {
         self.adopt_orphan_file()?;
-        for number in self.listed_orphans()? {
-            let inode = self.inode(number)?;
-            if inode.links() == 0 {
-                self.remove_file(number)?;
-            } else if inode.kind()? == FileKind::File {
-                self.free_past_end(number)?;
-            } else {
-                return Err(FsError::corrupt(
-                    Structure::OrphanList,
-                    number.into(),
-                    inode.mode().into(),
-                ));
+        // All of it is gone through once, before any of it is believed.
+        self.find_orphan(|_| false)?;
+        for _ in 0..self.superblock.inodes_count {
+            let number = le32(&self.superblock_bytes()?, LAST_ORPHAN);
+            if number == 0 {
+                return Ok(());
             }
+            self.process_orphan(number)?;
         }
-        Ok(())
+        Err(FsError::corrupt(Structure::OrphanList, 0, 0))
+    }
+
+    /// Finishes what was under way with one, which leaves the list with that.
+    fn process_orphan(&mut self, number: u32) -> Result<(), FsError> {
+        let inode = self.inode(number)?;
+        if inode.links() == 0 {
+            self.remove_file(number)
+        } else if inode.kind()? == FileKind::File {
+            self.free_past_end(number)
+        } else {
+            Err(FsError::corrupt(
+                Structure::OrphanList,
+                number.into(),
+                inode.mode().into(),
+            ))
+        }
     }
 
     /// Moves what the orphan file holds to the list.
@@ -102,7 +110,7 @@ impl Volume {
             return Ok(());
         }
         let file = self.inode(self.superblock.orphan_file_inode)?;
-        let blocks = file.size() / self.superblock.block_size as u64;
+        let blocks = self.count_blocks(&file, Structure::OrphanFile)?;
         for block in 0..blocks.min(u32::MAX.into()) as u32 {
             self.transact(|volume| volume.adopt_block(&file, block))?;
         }

@@ -4,6 +4,7 @@ use super::bytes::{le32, put_le32};
 use super::inode::Inode;
 use super::map::{DIRECT, pointer_path};
 use super::volume::Volume;
+use crate::fs::FileKind;
 use crate::fs::error::{FsError, Structure};
 
 impl Volume {
@@ -145,6 +146,10 @@ impl Volume {
         }
         self.free(block, 1)?;
         self.remove_blocks(inode, 1);
+        if inode.kind()? != FileKind::File {
+            // Blocks of directories and symbolic links went through the journal.
+            self.store.forget(block);
+        }
         Ok(())
     }
 }

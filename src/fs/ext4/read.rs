@@ -72,10 +72,26 @@ impl Volume {
     pub(super) fn file(&mut self, number: u32) -> Result<Inode, FsError> {
         let inode = self.live_inode(number)?;
         match inode.kind()? {
-            FileKind::File => Ok(inode),
+            FileKind::File => {
+                self.check_plausible(&inode)?;
+                Ok(inode)
+            }
             FileKind::Directory => Err(FsError::IsADirectory),
             _ => Err(FsError::NotAFile),
         }
+    }
+
+    /// An error where no map could hold as much as the file's size says: whoever adds to it may rely on that.
+    pub(super) fn check_plausible(&self, inode: &Inode) -> Result<(), FsError> {
+        let size = inode.size();
+        if size.div_ceil(self.superblock.block_size as u64) > END {
+            return Err(FsError::corrupt(
+                Structure::InodeSize,
+                inode.number.into(),
+                size,
+            ));
+        }
+        Ok(())
     }
 
     /// Up to `len` bytes from `offset` on; fewer only at the end of the file.

@@ -25,6 +25,9 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+/// Runs freed in a transaction, or blocks revoked, after which it takes no further operation: they are kept in memory.
+const MAX_FREED: usize = 1024;
+
 /// The contents of a metadata block.
 pub(super) type Block = Arc<Vec<u8>>;
 
@@ -186,7 +189,7 @@ impl Store {
 
     /// Records that these blocks were freed: they are not for use before the next commit.
     pub(super) fn freed(&mut self, start: u64, len: u64) {
-        self.changes().freed.push((start, start + len));
+        self.changes().add_freed(start, start + len);
     }
 
     /// The runs that are free in the bitmaps but not for use yet.
@@ -252,7 +255,9 @@ impl Store {
             Some(journal) => journal.transaction_limit().min(self.limits.transaction),
             None => self.limits.transaction,
         };
-        let is_full = self.running.blocks.len() + operation.blocks.len() > limit;
+        let is_full = self.running.blocks.len() + operation.blocks.len() > limit
+            || self.running.freed.len() + operation.freed.len() > MAX_FREED
+            || self.running.revoked.len() + operation.revoked.len() > MAX_FREED;
         if is_full && !self.running.is_empty() {
             self.commit(now)?;
         }
@@ -416,6 +421,15 @@ impl Changes {
         self.blocks.is_empty() && self.revoked.is_empty()
     }
 
+    /// Adds a run to those that were freed. Files are cut from their end: the last run often goes on at its start.
+    fn add_freed(&mut self, start: u64, end: u64) {
+        match self.freed.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            Some(last) if last.0 == end => last.0 = start,
+            _ => self.freed.push((start, end)),
+        }
+    }
+
     fn absorb(&mut self, later: Self) {
         let is_essential = later.is_essential && !later.is_empty();
         for block in &later.revoked {
@@ -426,7 +440,9 @@ impl Changes {
             self.revoked.remove(block);
         }
         self.blocks.extend(later.blocks);
-        self.freed.extend(later.freed);
+        for (start, end) in later.freed {
+            self.add_freed(start, end);
+        }
         self.is_essential |= is_essential;
     }
 }

@@ -33,6 +33,9 @@ impl Volume {
             });
         }
         self.truncate_prepare(number, len)?;
+        // Whoever cuts has waited for transfers to what goes; those that failed will not come again.
+        let first = len.div_ceil(self.superblock.block_size as u64);
+        self.end_filling(number, first..u64::MAX);
         self.free_past_end(number)
     }
 
@@ -110,22 +113,25 @@ impl Volume {
     /// Frees some of the blocks from `first` on, the last ones first. Says whether none is left.
     fn free_some(&mut self, inode: &mut Inode, first: u64) -> Result<bool, FsError> {
         if !inode.has_flag(EXTENTS) {
-            if inode.kind()? != FileKind::File {
-                self.forget_blocks(inode)?;
-            }
             return self.cut_pointers(inode, first, BLOCKS_PER_STEP);
         }
+        let is_file = inode.kind()? == FileKind::File;
         for _ in 0..RUNS_PER_STEP {
-            let Some(part) = self
-                .last_run(inode)?
-                .and_then(|run| run.cut(first, END + 1))
-            else {
+            let Some(run) = self.last_run(inode)? else {
+                return Ok(true);
+            };
+            let from = if is_file {
+                first
+            } else {
+                first.max(run.end().saturating_sub(BLOCKS_PER_STEP.into()))
+            };
+            let Some(part) = run.cut(from, END + 1) else {
                 return Ok(true);
             };
             self.remove_run(inode, part)?;
             self.free(part.start, part.len.into())?;
             self.remove_blocks(inode, part.len.into());
-            if inode.kind()? != FileKind::File {
+            if !is_file {
                 // Blocks of directories and symbolic links went through the journal.
                 for block in part.start..part.start + u64::from(part.len) {
                     self.store.forget(block);
@@ -133,16 +139,6 @@ impl Volume {
             }
         }
         Ok(false)
-    }
-
-    /// Takes the blocks of a directory or symbolic link out of the journal before they are freed.
-    fn forget_blocks(&mut self, inode: &Inode) -> Result<(), FsError> {
-        for run in self.runs(inode, 0, END)? {
-            for block in run.start..run.start + u64::from(run.len) {
-                self.store.forget(block);
-            }
-        }
-        Ok(())
     }
 
     /// Lets go of the block with extended attributes, which several files may share.

@@ -8,6 +8,7 @@ use crate::fs::Timestamp;
 use crate::fs::error::{FsError, ReadOnlyReason, Structure};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Tells the time, in UTC.
 pub type Clock = fn() -> Timestamp;
@@ -35,9 +36,36 @@ pub(super) struct Volume {
 pub(super) struct Open {
     /// How often.
     pub(super) count: u32,
-    /// The block that was the file's last when a transfer to it was begun, which has not been [`written`](Volume::written)
-    /// yet: what follows the end in that block is on its way, not left from earlier.
-    pub(super) filling: Option<u64>,
+    /// Where transfers are under way: what these blocks hold, behind the end of the file too, is on its way, not left
+    /// from earlier.
+    pub(super) filling: Filling,
+}
+
+/// Blocks of a file between the allocation for a transfer and its being [`written`](Volume::written). A transfer that
+/// failed stays, until it is tried again, perhaps in other pieces, or its blocks are cut off.
+#[derive(Default)]
+pub(super) struct Filling(Vec<Range<u64>>);
+
+impl Filling {
+    pub(super) fn begin(&mut self, blocks: Range<u64>) {
+        self.end(blocks.clone());
+        self.0.push(blocks);
+    }
+
+    pub(super) fn end(&mut self, blocks: Range<u64>) {
+        let around = |range: &Range<u64>| {
+            [
+                range.start..range.end.min(blocks.start),
+                range.start.max(blocks.end)..range.end,
+            ]
+        };
+        let rest = self.0.iter().flat_map(around);
+        self.0 = rest.filter(|range| !range.is_empty()).collect();
+    }
+
+    pub(super) fn contains(&self, block: u64) -> bool {
+        self.0.iter().any(|range| range.contains(&block))
+    }
 }
 
 impl Volume {
@@ -179,6 +207,10 @@ impl Volume {
 
     /// Inode `number`, whether it is in use or not.
     pub(super) fn inode(&mut self, number: u32) -> Result<Inode, FsError> {
+        if self.read_only == Some(ReadOnlyReason::Unmounted) {
+            // The device may be somebody else's by now.
+            return Err(FsError::ReadOnly(ReadOnlyReason::Unmounted));
+        }
         let (block, at) = self.inode_place(number)?;
         let bytes = self.store.read(block)?;
         Inode::decode(
@@ -218,6 +250,20 @@ impl Volume {
         Ok(())
     }
 
+    /// How many blocks a file of metadata has. It has no holes, and so no more than there are: a map may name one block
+    /// any number of times, and whoever goes through it would go on for ever.
+    pub(super) fn count_blocks(&self, inode: &Inode, structure: Structure) -> Result<u64, FsError> {
+        let blocks = inode.size() / self.superblock.block_size as u64;
+        if blocks > self.superblock.blocks_count {
+            return Err(FsError::corrupt(
+                structure,
+                inode.number.into(),
+                inode.size(),
+            ));
+        }
+        Ok(blocks)
+    }
+
     /// A metadata block, if there is one of that number.
     pub(super) fn metadata(&mut self, block: u64, owner: &Inode) -> Result<Block, FsError> {
         if !self.superblock.contains(block, 1) {
@@ -228,5 +274,32 @@ impl Volume {
             ));
         }
         self.store.read(block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Filling;
+
+    #[test]
+    fn a_transfer_tried_again_in_other_pieces_leaves_nothing_behind() {
+        let mut filling = Filling::default();
+        filling.begin(3..10);
+        for piece in [8..12, 0..4, 4..8] {
+            filling.begin(piece.clone());
+            assert!(piece.clone().all(|block| filling.contains(block)));
+            filling.end(piece);
+        }
+        assert!(filling.0.is_empty());
+    }
+
+    #[test]
+    fn a_transfer_that_ends_leaves_the_others() {
+        let mut filling = Filling::default();
+        filling.begin(0..2);
+        filling.begin(2..6);
+        filling.end(3..4);
+        let left = (0..8).filter(|block| filling.contains(*block));
+        assert!(left.eq([0, 1, 2, 4, 5]));
     }
 }

@@ -162,7 +162,7 @@ impl Volume {
         let (block_size, size) = (self.superblock.block_size as u64, inode.size());
         let tail = size % block_size;
         let open = self.open.get(&inode.number);
-        let is_filling = open.is_some_and(|open| open.filling == Some(size / block_size));
+        let is_filling = open.is_some_and(|open| open.filling.contains(size / block_size));
         if offset <= size || tail == 0 || size / block_size >= END || is_filling {
             return Ok(());
         }
@@ -251,6 +251,19 @@ impl Volume {
         Ok(Reservation { blocks })
     }
 
+    /// Whether any of the blocks from `first` on has a place.
+    fn has_blocks_from(&mut self, inode: &Inode, first: u64) -> Result<bool, FsError> {
+        let mut at = first;
+        while at < END {
+            let piece = self.piece_at(inode, at as u32)?;
+            if piece.run.is_some() {
+                return Ok(true);
+            }
+            at = piece.end.max(at + 1);
+        }
+        Ok(false)
+    }
+
     /// How many of the blocks have a place.
     fn count_backed(&mut self, inode: &Inode, first: u64, last: u64) -> Result<u64, FsError> {
         let runs = self.runs(inode, first, last)?;
@@ -278,8 +291,7 @@ impl Volume {
         let last = end.div_ceil(size);
         let mut at = offset / size;
         if inode.has_flag(EXTENTS) && self.count_backed(&inode, at, last)? == last - at {
-            self.note_filling(&inode, at..last);
-            return self.extents(&inode, offset, len);
+            return self.begin_filling(&inode, offset, len);
         }
         while at < last {
             let stop = last.min(at + PIECE);
@@ -300,18 +312,35 @@ impl Volume {
             })?;
         }
         let inode = self.file(number)?;
-        self.note_filling(&inode, offset / size..last);
-        self.extents(&inode, offset, len)
+        self.begin_filling(&inode, offset, len)
     }
 
-    /// Notes that the file's last block is about to be written, if it is one of these.
-    fn note_filling(&mut self, inode: &Inode, blocks: Range<u64>) {
-        let block = inode.size() / self.superblock.block_size as u64;
-        if blocks.contains(&block)
-            && let Some(open) = self.open.get_mut(&inode.number)
-        {
-            open.filling = Some(block);
+    /// Says where to transfer a range to, and notes that this is about to happen.
+    fn begin_filling(
+        &mut self,
+        inode: &Inode,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<Extent>, FsError> {
+        let extents = self.extents(inode, offset, len)?;
+        let blocks = self.blocks_around(offset, offset + len);
+        if let Some(open) = self.open.get_mut(&inode.number) {
+            open.filling.begin(blocks);
         }
+        Ok(extents)
+    }
+
+    /// Notes that none of these blocks are being transferred to any more.
+    pub(super) fn end_filling(&mut self, number: u32, blocks: Range<u64>) {
+        if let Some(open) = self.open.get_mut(&number) {
+            open.filling.end(blocks);
+        }
+    }
+
+    /// The blocks that hold bytes `from..to` of a file.
+    fn blocks_around(&self, from: u64, to: u64) -> Range<u64> {
+        let size = self.superblock.block_size as u64;
+        from / size..to.div_ceil(size)
     }
 
     /// Says that a range holds data, and that the file has at least `size` bytes.
@@ -325,19 +354,28 @@ impl Volume {
         let block_size = self.superblock.block_size as u64;
         let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
         self.store.data_written();
-        let last = end.div_ceil(block_size);
-        let mut at = offset / block_size;
+        let Range {
+            start: mut at,
+            end: last,
+        } = self.blocks_around(offset, end);
+        // Whatever becomes of the rest: the bytes have arrived.
+        self.end_filling(number, at..last);
         loop {
             let stop = last.min(at + PIECE);
             let mut is_overwrite = true;
             self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 volume.check_size(&inode, size.max(end))?;
-                for run in volume.runs(&inode, at, stop)? {
-                    if !run.is_written {
+                // One extent after the other: what touches need not be one.
+                let mut block = at;
+                while block < stop.min(END) {
+                    let piece = volume.piece_at(&inode, block as u32)?;
+                    let run = piece.run.and_then(|run| run.cut(block, stop));
+                    if let Some(run) = run.filter(|run| !run.is_written) {
                         volume.mark_written(&mut inode, run)?;
                         is_overwrite = false;
                     }
+                    block = piece.end.max(block + 1);
                 }
                 is_overwrite &= inode.has_flag(EXTENTS) && size <= inode.size();
                 if stop == last && size > inode.size() {
@@ -349,7 +387,7 @@ impl Volume {
                 }
                 if !inode.has_flag(EXTENTS) && inode.links() > 0 && volume.is_orphan(number)? {
                     let first_behind = inode.size().div_ceil(block_size);
-                    if volume.runs(&inode, first_behind, END)?.is_empty() {
+                    if !volume.has_blocks_from(&inode, first_behind)? {
                         volume.remove_orphan(&mut inode)?;
                     }
                 }
@@ -366,10 +404,6 @@ impl Volume {
                 break;
             }
             at = stop;
-        }
-        if let Some(open) = self.open.get_mut(&number) {
-            let blocks = offset / block_size..last;
-            open.filling.take_if(|block| blocks.contains(block));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::fs::block::Durability;
 use crate::fs::blocking;
 use crate::fs::error::{FeatureSet, FsError, Structure, Unsupported};
 use crate::fs::ext4::bytes::{le16, le32};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// What recovery did.
@@ -56,7 +56,8 @@ impl Journal {
             revoked: BTreeMap::new(),
         };
         let mut place = self.first_place();
-        let mut revoked = Vec::new();
+        // A set: the log's own map may name one block many times.
+        let mut revoked = BTreeSet::new();
         while let Some(block) = self.read_next(&mut place)? {
             match header(&block) {
                 Some((_, sequence)) if sequence != scan.end_sequence => break,
@@ -73,7 +74,7 @@ impl Journal {
                     revoked.extend(blocks);
                 }
                 Some((COMMIT, sequence)) if format.commit_matches(&block) => {
-                    for block in revoked.drain(..) {
+                    for block in core::mem::take(&mut revoked) {
                         scan.revoked.insert(block, sequence);
                     }
                     scan.end_sequence = sequence.wrapping_add(1);
