@@ -1,6 +1,6 @@
 //! The commands about files. They say what went wrong with which path, go on with the next, and fail at the end.
 
-use super::entries;
+use super::{VFS, entries};
 use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::console::{self, Style, Styled, complain, is_interrupted};
 use crate::fs::vfs::{LastLink, Node};
