@@ -41,6 +41,10 @@ mv /copy /docs/moved
 ls /docs
 ln /new /linked
 ln -s /docs/moved /symbolic
+ln -s /hello /docs
+ln -s /hello /docs
+cat /docs/hello
+rm /docs/hello
 cat /linked /symbolic
 mkdir /folder /folder/inside
 write /folder/inside/file deep

@@ -93,7 +93,7 @@ command!(
     "[-s] TARGET NAME",
     "give a file another name, or make a symbolic link\n\n\
         -s  a symbolic link\n\
-        Example: ln -s /docs/start.md /start",
+        NAME may be a directory.\nExample: ln -s /docs/start.md /start",
     ln
 );
 command!(
@@ -419,18 +419,23 @@ fn stat(arguments: &[&str]) -> Status {
     })
 }
 
-/// The path, or where it is a directory, the name of `from` in it.
-fn destination(from: &str, to: &str) -> Result<(Node, Vec<u8>), Stop> {
-    if let Ok(node) = resolve(to)
-        && node.fs.attributes(node.file)?.kind == FileKind::Directory
-    {
-        let (_, name) = resolve_parent(from)?;
-        return Ok((node, name));
+/// The path `to`, or where it is a directory, the path of the name of `from` in it.
+fn target(from: &str, to: &str) -> Result<String, FsError> {
+    match resolve(to) {
+        Ok(node) if node.fs.attributes(node.file)?.kind == FileKind::Directory => {
+            let name = from.trim_end_matches('/').rsplit('/').next();
+            let directory = to.trim_end_matches('/');
+            Ok(alloc::format!("{directory}/{}", name.unwrap_or(from)))
+        }
+        _ => Ok(to.to_string()),
     }
-    match super::resolve_parent(to.as_bytes()) {
-        Ok(found) => Ok(found),
-        Err(error) => Err(Stop::at(to)(error)),
-    }
+}
+
+/// The directory and the name that the [`target`] is, and its path.
+fn destination(from: &str, to: &str) -> Result<(Node, Vec<u8>, String), Stop> {
+    let path = target(from, to)?;
+    let (directory, name) = super::resolve_parent(path.as_bytes()).map_err(Stop::at(&path))?;
+    Ok((directory, name, path))
 }
 
 /// The regular file at `path`, as it is, or a new one. What a symbolic link leads to must be there.
@@ -458,13 +463,7 @@ fn cp(arguments: &[&str]) -> Status {
 
 fn copy(from: &str, to: &str) -> Result<(), Stop> {
     let (source, attributes) = regular_file(from)?;
-    let mut to = to.to_string();
-    if let Ok(node) = resolve(&to)
-        && node.fs.attributes(node.file)?.kind == FileKind::Directory
-    {
-        let name = from.trim_end_matches('/').rsplit('/').next();
-        to = alloc::format!("{}/{}", to.trim_end_matches('/'), name.unwrap_or(from));
-    }
+    let to = target(from, to)?;
     let at = Stop::at(&to);
     let copy = create(&to, attributes.permissions).map_err(|stop| match stop {
         Stop::Failed(error) => at(error),
@@ -497,10 +496,10 @@ fn mv(arguments: &[&str]) -> Status {
     let rename = || {
         let (old, old_name) = resolve_parent(from)?;
         old.fs.lookup(old.file, &old_name)?;
-        let (new, new_name) = destination(from, to)?;
+        let (new, new_name, path) = destination(from, to)?;
         let renamed = VFS.rename(&old, &old_name, &new, &new_name);
         // The old name is there.
-        renamed.map_err(Stop::at(to))
+        renamed.map_err(Stop::at(&path))
     };
     told("mv", from, rename())
 }
@@ -550,23 +549,23 @@ fn ln(arguments: &[&str]) -> Status {
     };
     if options.contains('s') {
         let symlink = || {
-            let (directory, name) = resolve_parent(name)?;
+            let (directory, new_name, path) = destination(target, name)?;
             let fs = &directory.fs;
-            fs.symlink(directory.file, &name, target.as_bytes())?;
-            Ok::<_, Stop>(())
+            let made = fs.symlink(directory.file, &new_name, target.as_bytes());
+            made.map(|_| ()).map_err(Stop::at(&path))
         };
         return told("ln", name, symlink());
     }
     let link = || {
         let file = super::resolve(target.as_bytes(), LastLink::Keep)?;
-        let (directory, new_name) = destination(target, name)?;
+        let (directory, new_name, path) = destination(target, name)?;
         if !file.is_beside(&directory) {
             return Err(FsError::CrossDevice.into());
         }
         let linked = file.fs.link(file.file, directory.file, &new_name);
         linked.map_err(|error| match error {
             FsError::IsADirectory | FsError::TooManyLinks => error.into(),
-            error => Stop::at(name)(error),
+            error => Stop::at(&path)(error),
         })
     };
     told("ln", target, link())

@@ -227,15 +227,11 @@ fn map(arguments: &[&str]) -> Status {
     if place.len() > 2 {
         return usage("map");
     }
-    let mut numbers = [None; 2];
-    for (number_, text) in numbers.iter_mut().zip(place) {
-        *number_ = number("map", text);
-        if number_.is_none() {
-            return USAGE;
-        }
-    }
-    let [offset, length] = numbers;
-    let offset = offset.unwrap_or(0);
+    let numbers: Option<Vec<u64>> = place.iter().map(|text| number("map", text)).collect();
+    let Some(numbers) = numbers else {
+        return USAGE;
+    };
+    let (offset, length) = (numbers.first().copied().unwrap_or(0), numbers.get(1));
     let node = match resolve(path) {
         Ok(node) => node,
         Err(error) => return told("map", path, Err(error)),
@@ -252,7 +248,7 @@ fn map(arguments: &[&str]) -> Status {
         return FAILURE;
     }
     let length = match (length, file.size()) {
-        (Some(length), _) => length,
+        (Some(length), _) => *length,
         (None, 0) => return told("map", path, Err("the file is empty")),
         (None, size) if offset >= size => {
             return told("map", path, Err("OFFSET is behind the end of the file"));
