@@ -1,6 +1,6 @@
 //! Files as programs see them: what `std::fs` has, by the same names.
 
-use crate::files;
+use crate::files::VFS;
 use crate::fs::vfs::{LastLink, Node};
 use crate::fs::{Attributes, FileKind, FsError};
 use crate::mm::cache::InUse;
@@ -56,10 +56,10 @@ impl OpenOptions {
         let _call = Call::enter();
         let path = path.as_ref();
         let can_write = self.write || self.append;
-        let node = match files::resolve(path, LastLink::Follow) {
+        let node = match VFS.resolve(path, LastLink::Follow) {
             Ok(_) if self.create_new => return Err(FsError::Exists),
             Err(FsError::NotFound) if (self.create || self.create_new) && can_write => {
-                let (directory, name) = files::resolve_parent(path)?;
+                let (directory, name) = VFS.resolve_parent(path)?;
                 let fs = &directory.fs;
                 let file = fs.create(directory.file, &name, FileKind::File, 0o644)?;
                 directory.beside(file)

@@ -12,7 +12,7 @@ use crate::fs::cached::Cached;
 use crate::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use crate::fs::fat::Fat;
 use crate::fs::signature;
-use crate::fs::vfs::{LastLink, Mount, Node, Vfs};
+use crate::fs::vfs::{Mount, Node, Vfs};
 use crate::fs::{Cursor, DirectoryEntry, FileSystem, FsError, Timestamp};
 use crate::mm::addr::PAGE_SIZE;
 use crate::mm::{self, CACHE};
@@ -25,27 +25,6 @@ use core::fmt;
 
 /// All that is mounted on this machine.
 pub static VFS: Vfs = Vfs::new();
-
-/// The file that `path` means; nothing means none.
-pub(crate) fn resolve(path: &[u8], last: LastLink) -> Result<Node, FsError> {
-    if path.is_empty() {
-        return Err(FsError::NotFound);
-    }
-    VFS.resolve(path, last).map_err(without_root)
-}
-
-/// The directory in which `path` names something, which need not exist, and the name.
-pub(crate) fn resolve_parent(path: &[u8]) -> Result<(Node, Vec<u8>), FsError> {
-    VFS.resolve_parent(path).map_err(without_root)
-}
-
-/// Why nothing is found where nothing is mounted.
-fn without_root(error: FsError) -> FsError {
-    match error {
-        FsError::NotFound if VFS.mounts().is_empty() => FsError::NothingMounted,
-        error => error,
-    }
-}
 
 /// How often what has changed is made durable without being asked.
 const COMMIT_US: u64 = 5_000_000;

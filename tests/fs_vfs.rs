@@ -129,10 +129,10 @@ fn a_new_name_must_be_one() {
 fn what_is_in_use_stays_mounted() {
     let vfs = two();
     assert_eq!(vfs.unmount(b"/"), Err(FsError::Busy));
-    assert_eq!(vfs.unmount(b"/below"), Err(FsError::NotFound));
+    assert_eq!(vfs.unmount(b"/below"), Err(FsError::NotAMountPoint));
     assert!(vfs.unmount_all().is_empty());
     assert!(vfs.mounts().is_empty());
-    assert_eq!(error(&vfs, "/below"), Some(FsError::NotFound));
+    assert_eq!(error(&vfs, "/below"), Some(FsError::NothingMounted));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn nothing_is_made_where_nothing_can_be_mounted() {
         })
     };
     let none = Vfs::new();
-    assert_eq!(mount_on(&none, "/mnt"), Err(FsError::NotFound));
+    assert_eq!(mount_on(&none, "/mnt"), Err(FsError::NothingMounted));
     let vfs = two();
     for (path, error) in [
         ("/", FsError::Busy),

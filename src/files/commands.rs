@@ -198,17 +198,18 @@ fn failed(command: &str, path: &str, why: impl fmt::Display) -> Status {
 }
 
 fn resolve(path: &str) -> Result<Node, FsError> {
-    super::resolve(path.as_bytes(), LastLink::Follow)
+    VFS.resolve(path.as_bytes(), LastLink::Follow)
 }
 
 /// The directory that `path` names something in, and the name: to be given, or taken away.
 fn resolve_parent(path: &str) -> Result<(Node, Vec<u8>), Stop> {
-    super::resolve_parent(path.as_bytes()).map_err(|error| match error {
-        FsError::InvalidName if !path.is_empty() => {
-            Stop::Refused("`/`, `.` and `..` cannot be made, moved or removed")
-        }
-        error => error.into(),
-    })
+    VFS.resolve_parent(path.as_bytes())
+        .map_err(|error| match error {
+            FsError::InvalidName if !path.is_empty() => {
+                Stop::Refused("`/`, `.` and `..` cannot be made, moved or removed")
+            }
+            error => error.into(),
+        })
 }
 
 /// A regular file, to be read.
@@ -386,7 +387,7 @@ fn sum(arguments: &[&str]) -> Status {
 
 fn stat(arguments: &[&str]) -> Status {
     for_each("stat", arguments, |path| {
-        let node = super::resolve(path.as_bytes(), LastLink::Keep)?;
+        let node = VFS.resolve(path.as_bytes(), LastLink::Keep)?;
         let attributes = node.fs.attributes(node.file)?;
         println!("path        {path}");
         println!("kind        {:?}, {}", attributes.kind, Mode(attributes));
@@ -434,7 +435,9 @@ fn target(from: &str, to: &str) -> Result<String, FsError> {
 /// The directory and the name that the [`target`] is, and its path.
 fn destination(from: &str, to: &str) -> Result<(Node, Vec<u8>, String), Stop> {
     let path = target(from, to)?;
-    let (directory, name) = super::resolve_parent(path.as_bytes()).map_err(Stop::at(&path))?;
+    let (directory, name) = VFS
+        .resolve_parent(path.as_bytes())
+        .map_err(Stop::at(&path))?;
     Ok((directory, name, path))
 }
 
@@ -557,7 +560,7 @@ fn ln(arguments: &[&str]) -> Status {
         return told("ln", name, symlink());
     }
     let link = || {
-        let file = super::resolve(target.as_bytes(), LastLink::Keep)?;
+        let file = VFS.resolve(target.as_bytes(), LastLink::Keep)?;
         let (directory, new_name, path) = destination(target, name)?;
         if !file.is_beside(&directory) {
             return Err(FsError::CrossDevice.into());

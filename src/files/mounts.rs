@@ -1,7 +1,7 @@
 //! The commands about file systems: what is mounted where, how full it is, what its superblock says.
 
 use super::commands::{for_each, told};
-use super::{VFS, mount, resolve};
+use super::{VFS, mount};
 use crate::command::{self, COMMANDS, Command, FAILURE, SUCCESS, Status};
 use crate::console::complain;
 use crate::disk::{self, Disk};
@@ -135,7 +135,7 @@ fn trim(arguments: &[&str]) -> Status {
         return status;
     }
     for_each("trim", arguments, |path| {
-        let node = resolve(path.as_bytes(), LastLink::Follow)?;
+        let node = VFS.resolve(path.as_bytes(), LastLink::Follow)?;
         trim(path, &*node.fs)
     })
 }

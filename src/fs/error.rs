@@ -11,6 +11,8 @@ pub enum FsError {
     NotFound,
     /// No path leads anywhere: there is no root.
     NothingMounted,
+    /// Nothing is mounted on what was to be unmounted.
+    NotAMountPoint,
     /// The name is taken.
     Exists,
     /// A directory is needed.
@@ -192,6 +194,7 @@ impl fmt::Display for FsError {
         let words = match self {
             Self::NotFound => "no such file or directory",
             Self::NothingMounted => "nothing is mounted on /",
+            Self::NotAMountPoint => "nothing is mounted there",
             Self::Exists => "the name exists already",
             Self::NotADirectory => "not a directory",
             Self::IsADirectory => "is a directory",

@@ -42,7 +42,7 @@ impl Node {
 
     /// Whether both are in one file system.
     pub fn is_beside(&self, other: &Node) -> bool {
-        self.mount == other.mount
+        Arc::ptr_eq(&self.fs, &other.fs)
     }
 }
 
@@ -70,7 +70,7 @@ pub struct Mount {
 
 /// All that is mounted.
 pub struct Vfs {
-    // An unmounted one leaves its place empty, so that indices stay.
+    // An unmounted one leaves its place empty, unless it is the last: the indices of the others stay.
     mounts: SpinLock<Option<Arc<Vec<Option<Mount>>>>>,
 }
 
@@ -106,7 +106,7 @@ impl Vfs {
     ) -> Result<(), E> {
         let covered = if self.snapshot().iter().flatten().next().is_none() {
             if path != b"/" {
-                return Err(FsError::NotFound.into());
+                return Err(FsError::NothingMounted.into());
             }
             None
         } else {
@@ -183,7 +183,7 @@ impl Vfs {
     pub fn unmount(&self, path: &[u8]) -> Result<(), FsError> {
         let node = self.resolve(path, LastLink::Follow)?;
         if node.file != node.fs.root() {
-            return Err(FsError::NotFound);
+            return Err(FsError::NotAMountPoint);
         }
         self.unmount_at(node.mount)
     }
@@ -206,6 +206,9 @@ impl Vfs {
         let mut new = mounts.as_deref().cloned().unwrap_or_default();
         if let Some(place) = new.get_mut(index) {
             *place = None;
+        }
+        while let Some(None) = new.last() {
+            new.pop();
         }
         *mounts = Some(Arc::new(new));
         Ok(())
@@ -235,7 +238,7 @@ impl Vfs {
         result
     }
 
-    /// The file that `path` means. Paths begin at `/`, whether they say so or not.
+    /// The file that `path` means. Paths begin at `/`, whether they say so or not; an empty one means nothing.
     pub fn resolve(&self, path: &[u8], last: LastLink) -> Result<Node, FsError> {
         let walk = Walk::new(self.snapshot(), path)?;
         walk.run(last, End::File).map(|(node, _)| node)
@@ -281,6 +284,9 @@ impl Walk {
             mounts,
         };
         walk.go_to_root()?;
+        if path.is_empty() {
+            return Err(FsError::NotFound);
+        }
         walk.put_in_front(path)?;
         Ok(walk)
     }
@@ -292,7 +298,8 @@ impl Walk {
 
     fn go_to_root(&mut self) -> Result<(), FsError> {
         let root = |mount: &Option<Mount>| mount.as_ref().is_some_and(|m| m.covers.is_none());
-        self.mount = self.mounts.iter().position(root).ok_or(FsError::NotFound)?;
+        let root = self.mounts.iter().position(root);
+        self.mount = root.ok_or(FsError::NothingMounted)?;
         self.file = self.fs(self.mount)?.root();
         Ok(())
     }

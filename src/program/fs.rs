@@ -65,7 +65,7 @@ fn attributes(path: &[u8], last: LastLink) -> Result<Metadata, FsError> {
 /// Whether the path leads to something.
 pub fn exists(path: impl AsRef<[u8]>) -> Result<bool, FsError> {
     match metadata(path) {
-        Err(FsError::NotFound) => Ok(false),
+        Err(FsError::NotFound | FsError::NothingMounted) => Ok(false),
         found => found.map(|_| true),
     }
 }

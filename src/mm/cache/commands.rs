@@ -4,7 +4,7 @@ use super::InUse;
 use super::watch::{LEGEND, Strip};
 use crate::command::{self, COMMANDS, Command, FAILURE, INTERRUPTED, SUCCESS, Status, USAGE};
 use crate::console::{complain, is_interrupted};
-use crate::files::{self, VFS};
+use crate::files::VFS;
 use crate::fs::FsError;
 use crate::fs::vfs::{LastLink, Node};
 use crate::mm::addr::{PAGE_SIZE, VirtAddr};
@@ -157,7 +157,7 @@ fn address(command: &str, text: &str) -> Option<VirtAddr> {
 }
 
 fn resolve(path: &str) -> Result<Node, FsError> {
-    files::resolve(path.as_bytes(), LastLink::Follow)
+    VFS.resolve(path.as_bytes(), LastLink::Follow)
 }
 
 fn file(path: &str) -> Result<InUse, FsError> {
