@@ -27,8 +27,9 @@ use crate::arch::aarch64::kernel_map::KernelStack;
 use crate::arch::aarch64::switch::{Context, switch_context};
 use crate::arch::aarch64::timer;
 use crate::arch::aarch64::{
-    core_pointer, interrupts_are_masked, is_on_program_stack, mask_interrupts, restore_interrupts,
-    set_core_pointer, touch_program_stack, unmask_interrupts, wait_for_interrupt,
+    core_pointer, interrupts_are_masked, is_on_program_stack, layout, mask_interrupts,
+    restore_interrupts, set_core_pointer, stack_pointer, touch_stack, unmask_interrupts,
+    wait_for_interrupt,
 };
 use crate::program::process::{Process, ThreadStack};
 use crate::sync::{SpinLock, SpinLockGuard};
@@ -97,6 +98,8 @@ pub struct Thread {
     must_end: AtomicBool,
     /// Calls of the kernel that it is in. Only the thread itself changes it, and handlers on top of it look.
     calls: AtomicU32,
+    /// From where to where its program's stack is known to be present. As `calls`.
+    touched: [AtomicU64; 2],
     context: UnsafeCell<Context>,
     fp: UnsafeCell<Option<Box<FpRegisters>>>,
     entry: UnsafeCell<Option<Box<dyn FnOnce() + Send>>>,
@@ -494,6 +497,7 @@ impl Thread {
             _program_stack: None,
             must_end: AtomicBool::new(false),
             calls: AtomicU32::new(0),
+            touched: [const { AtomicU64::new(0) }; 2],
             context: UnsafeCell::new(context),
             fp: UnsafeCell::new(None),
             entry: UnsafeCell::new(None),
@@ -698,7 +702,12 @@ impl Call {
     /// Begins a call.
     #[inline(never)]
     pub fn enter() -> Self {
-        touch_program_stack(); // it may take locks that a fault of the stack would need
+        if is_on_program_stack() && !interrupts_are_masked() {
+            touch_at_least(match is_in_call() {
+                false => CALL_DEPTH,
+                true => DEPTH,
+            });
+        }
         with_current(|thread| thread.calls.fetch_add(1, Ordering::Relaxed));
         Self(PhantomData)
     }
@@ -714,10 +723,56 @@ impl Drop for Call {
     }
 }
 
+/// What [`touch_program_stack`] sees to.
+const DEPTH: u64 = 16 << 10;
+
+/// What a call finds present: as much as a kernel thread has, and at its end, what is touched there.
+const CALL_DEPTH: u64 = layout::STACK_SIZE + DEPTH;
+
+/// Makes the next 16 KiB of the stack present, where it is a program's and so may not be: to be called before a lock is
+/// taken that resolving the stack's own fault would need, the maps' or the frames'. Where the stack ends before, the
+/// guard page's fault ends the program, while it holds nothing. In a critical section it is too late, and done before.
+///
+/// In a [`Call`] they are present: it may hold the locks of a file system, and a fault that finds no frame has files
+/// written back, which takes them.
+#[inline(always)]
+pub fn touch_program_stack() {
+    if is_on_program_stack() && !interrupts_are_masked() {
+        touch_at_least(DEPTH);
+    }
+}
+
+#[inline(never)]
+fn touch_at_least(depth: u64) {
+    let end = stack_pointer();
+    let start = end - depth;
+    let touched = |thread: &Thread| {
+        let [start, end] = &thread.touched;
+        start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)
+    };
+    let touched = with_current(touched).unwrap_or(0..0);
+    if touched.start <= start && end <= touched.end {
+        return;
+    }
+    touch_stack(depth);
+    // What lies between two ranges is a local variable's, and may be absent.
+    let whole = match start <= touched.end && touched.start <= end {
+        true => start.min(touched.start)..end.max(touched.end),
+        false => start..end,
+    };
+    with_current(|thread| {
+        thread.touched[0].store(whole.start, Ordering::Relaxed);
+        thread.touched[1].store(whole.end, Ordering::Relaxed);
+    });
+}
+
+fn is_in_call() -> bool {
+    with_current(|thread| thread.calls.load(Ordering::Relaxed) > 0).unwrap_or(true)
+}
+
 /// Whether it is the kernel that runs: in a thread of its own, in a handler, in a critical section, or called by a program.
 pub fn is_in_kernel() -> bool {
-    let is_called = || with_current(|thread| thread.calls.load(Ordering::Relaxed) > 0);
-    interrupts_are_masked() || !is_on_program_stack() || is_called().unwrap_or(true)
+    interrupts_are_masked() || !is_on_program_stack() || is_in_call()
 }
 
 /// Whether the running thread is told to end, and may: it is in no call, nor in a handler, which a fault that waits for the

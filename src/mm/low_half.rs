@@ -11,13 +11,12 @@ use super::trap::Rest;
 use crate::arch::aarch64::esr::{AbortKind, Attempt};
 use crate::arch::aarch64::mmu::HardwareMmu;
 use crate::arch::aarch64::page_table::PageTables;
-use crate::arch::aarch64::{
-    layout, mask_interrupts, pmu, timer, touch_program_stack, unmask_interrupts,
-};
+use crate::arch::aarch64::{layout, mask_interrupts, pmu, timer, unmask_interrupts};
 use crate::command::{COMMANDS, Command, SUCCESS, Status, USAGE};
 use crate::console::Writer;
 use crate::println;
 use crate::sync::SpinLock;
+use crate::thread::touch_program_stack;
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use linkme::distributed_slice;

@@ -1,13 +1,16 @@
 //! Programs: on SP_EL0, on a stack of their own, and what becomes of them when they crash.
 
+use crate::arch::aarch64::{layout, stack_pointer, translate};
+use crate::mm::addr::{PAGE_SIZE, VirtAddr};
 use crate::sync::SpinLock;
-use crate::thread::{self, Exit, Role, Thread};
+use crate::thread::{self, Call, Exit, Role, Thread};
 use crate::{print, println, program, selftest};
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::arch::asm;
 use core::fmt;
 use core::hint::{black_box, spin_loop};
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 fn start(f: impl FnOnce() + Send + 'static) -> Arc<Thread> {
@@ -126,6 +129,35 @@ fn call_at_every_depth(depth: u64) -> u64 {
     }
     black_box(call_at_every_depth(black_box(depth - 1)) + filler[9])
 }
+
+/// Whether as much as a kernel thread's stack is present, `below` the stack pointer.
+#[inline(never)]
+fn has_a_whole_stack(below: u64) -> bool {
+    let end = stack_pointer() - below;
+    let mut pages = (end - layout::STACK_SIZE..end).step_by(PAGE_SIZE);
+    pages.all(|address| translate(VirtAddr(address)).is_some())
+}
+
+/// A call from below a local variable that is never touched.
+#[inline(never)]
+fn call_far_below() -> bool {
+    let far = [const { MaybeUninit::<u8>::uninit() }; 1 << 20];
+    black_box(&far);
+    let _call = Call::enter();
+    has_a_whole_stack(0)
+}
+
+selftest!(fn calls_find_their_stack() "programs: a call finds as much stack as a kernel thread has, wherever the last one was" {
+    let exit = start(|| {
+        assert!(!has_a_whole_stack(64 << 10), "the stack is present before it is touched");
+        for _ in 0..2 {
+            assert!(call_far_below());
+            let _call = Call::enter();
+            assert!(has_a_whole_stack(0));
+        }
+    });
+    assert_eq!(exit.join(), Exit::Returned);
+});
 
 selftest!(fn growing_stack() "programs: a stack grows by fault, also under kernel code that holds locks" {
     for depth in [400, 401, 402, 403] {

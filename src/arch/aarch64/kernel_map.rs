@@ -356,7 +356,7 @@ pub struct KernelStack(VirtAddr);
 impl KernelStack {
     /// `None` where frames are out.
     pub fn new() -> Option<Self> {
-        super::touch_program_stack();
+        crate::thread::touch_program_stack();
         let mut map = MAP.lock();
         let in_use = map.stacks_in_use;
         map.free_stacks.try_reserve(in_use + 1).ok()?;
@@ -397,7 +397,7 @@ impl KernelStack {
 
 impl Drop for KernelStack {
     fn drop(&mut self) {
-        super::touch_program_stack();
+        crate::thread::touch_program_stack();
         let range = self.range();
         let mut frames: [Option<Frame>; (layout::STACK_SIZE / PAGE) as usize] = Default::default();
         let mut map = MAP.lock();

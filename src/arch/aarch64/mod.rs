@@ -14,7 +14,7 @@ mod processor;
 #[cfg(target_os = "none")]
 pub use processor::{
     InterruptState, cannot_fault, core_pointer, halt, interrupts_are_masked, is_on_program_stack,
-    mask_interrupts, restore_interrupts, set_core_pointer, touch_program_stack, translate,
+    mask_interrupts, restore_interrupts, set_core_pointer, stack_pointer, touch_stack, translate,
     unmask_interrupts, wait_for_interrupt,
 };
 

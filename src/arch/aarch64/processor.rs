@@ -55,30 +55,30 @@ pub fn is_on_program_stack() -> bool {
     SPSel.get() & 1 == 0
 }
 
-/// Makes the next 16 KiB of the stack present, where it is a program's and so may not be: to be called before a lock is
-/// taken that resolving the stack's own fault would need, the maps' or the frames'. Where the stack ends before, the
-/// guard page's fault ends the program, while it holds nothing. In a critical section it is too late, and done before.
+/// The stack pointer.
 #[inline(always)]
-pub fn touch_program_stack() {
-    if is_on_program_stack() && !interrupts_are_masked() {
-        touch_stack();
-    }
+pub fn stack_pointer() -> u64 {
+    let pointer;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, sp", out(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
 }
 
-#[cold]
+/// Stores to each page of the `depth` bytes below the stack pointer, a positive number of pages.
 #[inline(never)]
-extern "C" fn touch_stack() {
+pub extern "C" fn touch_stack(depth: u64) {
     // SAFETY: it stores below the stack pointer, where nothing lives: this target has no red zone, and a program's
     // interrupts use another stack.
     unsafe {
         asm!(
             "mov x16, sp",
-            "sub x17, x16, #0x4000",
+            "sub x17, x16, {depth}",
             "2:",
             "sub x16, x16, #0x1000",
             "str xzr, [x16]",
             "cmp x16, x17",
             "b.hi 2b",
+            depth = in(reg) depth,
             out("x16") _,
             out("x17") _,
         );
