@@ -482,6 +482,47 @@ fn the_file_outlives_its_name_and_its_map_while_a_fault_waits() {
 }
 
 #[test]
+fn every_cached_file_is_found_once_whatever_comes_and_goes() {
+    let machine = machine();
+    let create = |i: u32| machine.create(&format!("{i}"), &[1; 10]);
+    let mut ids: Vec<_> = (0..100).map(create).collect();
+    ids.sort_unstable();
+    let mut found = Vec::new();
+    for file in machine.cache.files(None) {
+        if found.len() == 50 {
+            // Before, behind and at the place where it is; and new ones, which are not waited for.
+            for i in [3, 49, 50, 51, 77] {
+                machine
+                    .cache
+                    .files(None)
+                    .find(|file| file.id() == ids[i])
+                    .unwrap();
+                machine.fs.close(ids[i]).unwrap();
+                machine
+                    .fs
+                    .unlink(machine.fs.root(), format!("{i}").as_bytes())
+                    .unwrap();
+            }
+            machine.cache.tidy().unwrap();
+        }
+        create(1000 + found.len() as u32);
+        found.push(file.id());
+    }
+    assert!(
+        found.iter().all(|id| ids.contains(id)),
+        "it runs after what comes"
+    );
+    assert!(found.is_sorted_by(|a, b| a < b));
+    let mut missed = ids.iter().filter(|id| !found.contains(id));
+    assert!(missed.all(|id| [ids[51], ids[77]].contains(id)));
+    let volume = machine.cache.files(None).next().unwrap().volume();
+    assert_eq!(
+        machine.cache.files(Some(volume)).count(),
+        machine.cache.files(None).count()
+    );
+}
+
+#[test]
 fn a_page_that_always_changes_is_written() {
     let machine = machine();
     let file = machine.cold("a", &[0; PAGE_SIZE]);

@@ -33,6 +33,7 @@ pub mod chunk;
 #[cfg(target_os = "none")]
 mod commands;
 mod file;
+mod files;
 #[cfg(all(target_os = "none", feature = "growth"))]
 mod growth;
 mod read_ahead;
@@ -43,6 +44,7 @@ pub mod watch;
 mod write_back;
 
 pub use file::{CachedFile, FileHandle, Hold, InUse, Present, Residence};
+pub use files::Files;
 
 use self::ring::Ring;
 use super::frame::Frames;
@@ -52,7 +54,6 @@ use crate::fs::{FileId, FileSystem, FsError};
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
@@ -237,17 +238,6 @@ impl PageCache {
         files.get(&(volume, id)).cloned().map(InUse::new)
     }
 
-    /// All files of one file system, or of all.
-    pub fn files(&self, volume: Option<VolumeId>) -> Vec<Arc<CachedFile>> {
-        let files = self.files.lock();
-        let is_meant = |id: VolumeId| volume.is_none_or(|volume| volume == id);
-        files
-            .iter()
-            .filter(|((volume, _), _)| is_meant(*volume))
-            .map(|(_, file)| file.clone())
-            .collect()
-    }
-
     /// Closes files that have no name, no user and no map, and some of those that have no page; `true` if `file` is none
     /// of the cache any more.
     fn forget(&self, file: &Arc<CachedFile>) -> Result<bool, FsError> {
@@ -273,7 +263,7 @@ impl PageCache {
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
-        let (hits, used) = self.files(None).iter().fold(
+        let (hits, used) = self.files(None).fold(
             (load(&counts.hits), load(&counts.used)),
             |(hits, used), file| {
                 let (more_hits, more_used) = file.finds();

@@ -70,7 +70,7 @@ impl PageCache {
                 return true;
             }
             // What others read and write can be evicted when it has arrived.
-            if !self.files(None).iter().any(|file| file.wait_for_transfer()) {
+            if !self.files(None).any(|file| file.wait_for_transfer()) {
                 return false;
             }
         }

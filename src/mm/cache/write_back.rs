@@ -366,7 +366,7 @@ impl PageCache {
 
     /// Whether maps show a file of the file system.
     pub fn is_mapped(&self, volume: VolumeId) -> bool {
-        self.files(Some(volume)).iter().any(|file| file.is_mapped())
+        self.files(Some(volume)).any(|file| file.is_mapped())
     }
 
     /// Lets nothing of these files become dirty any more, before the last of what is is written.
