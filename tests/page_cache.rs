@@ -470,13 +470,7 @@ fn the_file_outlives_its_name_and_its_map_while_a_fault_waits() {
     }));
     assert_eq!(machine.load(base), Err(FaultError::NoMapping));
     machine.cache.tidy().unwrap();
-    assert!(
-        machine
-            .cache
-            .files(None)
-            .iter()
-            .all(|cached| cached.id() != file)
-    );
+    assert!(machine.cache.files(None).all(|cached| cached.id() != file));
     machine.fs.unmount().unwrap();
     e2fsck(&machine.disk.contents()).unwrap();
 }
@@ -1246,6 +1240,32 @@ fn a_cut_that_is_refused_cuts_nothing() {
     let mut bytes = vec![0; 10_000];
     assert_eq!(fs.read_at(file, 0, &mut bytes), Ok(10_000));
     assert!(bytes.iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn a_cut_that_fails_keeps_what_was_to_stay() {
+    let machine = machine();
+    let file = machine.create("a", &[8; 100]);
+    machine.fs.sync().unwrap();
+    let Backing::Written(place) = machine.fs.map(file, 0, PAGE).unwrap()[0].backing else {
+        panic!("what was synced has a place");
+    };
+    // The file system knows of 100 bytes: to it the cut is growth, which looks at the block that they end in.
+    let rest = [8; 10 * PAGE_SIZE];
+    machine.fs.write_at(file, 100, &rest).unwrap();
+    let error = BlockError::Device { offset: place };
+    machine.disk.fail_sector(place / 512, error);
+    assert_eq!(machine.fs.set_len(file, 5 * PAGE), Err(error.into()));
+    machine.disk.heal();
+    assert_eq!(machine.fs.attributes(file).unwrap().size, 5 * PAGE);
+    assert!(machine.read(file, 0, 5 * PAGE_SIZE) == [8; 5 * PAGE_SIZE]);
+    machine.fs.sync().unwrap();
+    machine.fs.set_len(file, 50).unwrap();
+    machine.fs.set_len(file, 60).unwrap();
+    assert_eq!(
+        machine.read(file, 45, 15),
+        [[8; 5], [0; 5], [0; 5]].concat()
+    );
 }
 
 #[test]

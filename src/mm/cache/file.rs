@@ -1181,7 +1181,7 @@ impl CachedFile {
         result
     }
 
-    /// The file ends at `size` from now on, further than before. What programs stored behind its end is gone.
+    /// The file ends at `size` from now on, no nearer than before. What programs stored behind its end is gone.
     fn grow(&self, state: &mut State, size: u64) {
         let (block, from) = (state.size / PAGE, state.size % PAGE);
         if from > 0
@@ -1217,23 +1217,22 @@ impl CachedFile {
         }
         // Size, maps, pages, blocks: nobody enters a page behind the end once the size says so.
         state.size = len;
-        if let Slot::Resident(frame) = state.slot(len / PAGE)
-            && !len.is_multiple_of(PAGE)
-        {
-            zero_from(self.pointer(frame), len % PAGE);
-        }
         drop(state);
         self.drop_from(len.div_ceil(PAGE));
         // What is on its way to the last page is as long as the file was.
         self.wait_for_writes(len / PAGE..len / PAGE + 1);
         let cut = self.fs.set_len(self.id, len);
-        if cut.is_err()
-            && let Ok(attributes) = self.fs.attributes(self.id)
-        {
-            // It is as long as it was; what was not written of the rest is gone.
-            self.state.lock().size = attributes.size;
-        }
-        cut
+        let mut state = match cut {
+            Ok(()) => self.state.lock(),
+            Err(error) => {
+                // It is as long as it was; what was not written of the rest is gone, but nothing that was to stay.
+                let size = self.fs.attributes(self.id).map_or(0, |found| found.size);
+                self.state.lock().size = size.max(len);
+                return Err(error);
+            }
+        };
+        self.grow(&mut state, len);
+        Ok(())
     }
 
     /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
