@@ -476,6 +476,50 @@ fn the_file_outlives_its_name_and_its_map_while_a_fault_waits() {
 }
 
 #[test]
+fn an_append_during_write_back_is_kept() {
+    let machine = machine();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            machine.adopt_thread();
+            while !is_over.load(Ordering::Relaxed) {
+                machine.cache.write_back(None).unwrap();
+            }
+        });
+        let is_kept = |round| {
+            let file = machine.create(&format!("{round}"), &[]);
+            for at in 0..4000 {
+                machine.fs.write_at(file, at, &[7]).unwrap();
+            }
+            machine.read(file, 0, 4000) == [7; 4000]
+        };
+        let lost = (0..60).filter(|round| !is_kept(*round)).count();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0, "rounds in which bytes were lost");
+    });
+}
+
+#[test]
+fn a_file_does_not_end_behind_what_was_written() {
+    let machine = machine();
+    let file = machine.create("a", &[7; 100]);
+    let size = Arc::new(std::sync::Mutex::new(None));
+    let (during, seen) = (machine.clone(), size.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        during.fs.write_at(file, 100, &[7; 10]).unwrap();
+        let (again, seen) = (during.clone(), seen.clone());
+        during.disk.during_next_write(Box::new(move || {
+            *seen.lock().unwrap() = Some(again.beneath.attributes(file).unwrap().size);
+        }));
+    }));
+    while machine.cache.counts().dirty > 0 {
+        machine.cache.write_back(None).unwrap();
+    }
+    assert_eq!(*size.lock().unwrap(), Some(100));
+    assert_eq!(machine.beneath.attributes(file).unwrap().size, 110);
+}
+
+#[test]
 fn every_cached_file_is_found_once_whatever_comes_and_goes() {
     let machine = machine();
     let create = |i: u32| machine.create(&format!("{i}"), &[1; 10]);

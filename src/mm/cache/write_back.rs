@@ -36,6 +36,8 @@ struct Flight {
     run: Run,
     batch: Arc<Batch>,
     bytes: Range<u64>,
+    /// Where the file ended when it was launched: what comes behind is not in it.
+    size: u64,
 }
 
 /// What write-back finds next.
@@ -192,7 +194,12 @@ impl CachedFile {
         if bytes.is_empty() {
             // Cut off meanwhile: whoever does that waits for us, and then drops the pages.
             self.fs().release(promise);
-            return Ok(Flight { run, batch, bytes });
+            return Ok(Flight {
+                run,
+                batch,
+                bytes,
+                size,
+            });
         }
         let len = bytes.end - bytes.start;
         let extents = match self.fs().allocate(self.id(), bytes.start, len, promise) {
@@ -219,12 +226,19 @@ impl CachedFile {
             }
         }
         units.launch();
-        Ok(Flight { run, batch, bytes })
+        Ok(Flight {
+            run,
+            batch,
+            bytes,
+            size,
+        })
     }
 
     /// Zeroes what a run holds past the end of the file; returns where that is.
     fn zero_behind_end(&self, run: &Run) -> u64 {
-        let size = self.lock().size;
+        // Not opened meanwhile: who appends to the page does so with the lock held.
+        let state = self.lock();
+        let size = state.size;
         let (block, from) = (size / PAGE, (size % PAGE) as usize);
         if from > 0 && run.blocks().contains(&block) {
             // SAFETY: the frame stays while it is being written; stores to it fault, or come before ours.
@@ -239,10 +253,15 @@ impl CachedFile {
 
     /// Waits for a run.
     fn finish(self: &Arc<Self>, flight: Flight) -> Result<(), FsError> {
-        let Flight { run, batch, bytes } = flight;
+        let Flight {
+            run,
+            batch,
+            bytes,
+            size,
+        } = flight;
         let mut result = batch.wait(self.device());
         if result.is_ok() && !bytes.is_empty() {
-            let size = self.lock().size.min(bytes.end);
+            let size = self.lock().size.min(size).min(bytes.end);
             let len = bytes.end - bytes.start;
             let written = self.fs().written(self.id(), bytes.start, len, size);
             result = written;
