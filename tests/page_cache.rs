@@ -520,6 +520,35 @@ fn a_file_does_not_end_behind_what_was_written() {
 }
 
 #[test]
+fn a_file_that_loses_its_name_while_it_is_found_is_closed() {
+    let machine = machine();
+    let root = machine.fs.root();
+    machine.fs.sync().unwrap();
+    let free = || machine.fs.statistics().unwrap().free_inodes;
+    let before = free();
+    for round in 0..3000 {
+        let file = machine
+            .beneath
+            .create(root, b"a", FileKind::File, 0o644)
+            .unwrap();
+        machine.beneath.write_at(file, 0, &[1; 100]).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                machine.adopt_thread();
+                // It is there, or not any more.
+                let _ = machine.fs.read_at(file, 0, &mut [0; 10]);
+            });
+            for _ in 0..round % 60 * 50 {
+                std::hint::spin_loop();
+            }
+            machine.fs.unlink(root, b"a").unwrap();
+        });
+        machine.cache.tidy().unwrap();
+        assert_eq!(free(), before, "round {round}");
+    }
+}
+
+#[test]
 fn every_cached_file_is_found_once_whatever_comes_and_goes() {
     let machine = machine();
     let create = |i: u32| machine.create(&format!("{i}"), &[1; 10]);

@@ -481,19 +481,37 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
     pub fn lock(&self, base: VirtAddr, length: u64) -> Result<(), MapError> {
         let range = self.range(base, length)?;
         self.check_mapped(&range)?;
-        let state = self.state.lock();
-        let not_locked = state.maps.all_in(&range).filter(|map| !map.is_locked);
-        let parts = not_locked.map(|map| map.start.max(range.start)..map.end.min(range.end));
-        let parts: Vec<Range<u64>> = parts.collect();
-        drop(state);
+        let parts = self.not_locked(&range)?;
         self.change(&range, |object| object.is_locked = true)?;
         let populated = self.populate_pages(range, Access::Read);
         if populated.is_err() {
             for part in parts {
-                self.change(&part, |object| object.is_locked = false)?;
+                // Fails only where a map cannot be split for want of memory: that part stays locked.
+                let _ = self.change(&part, |object| object.is_locked = false);
             }
         }
         populated
+    }
+
+    /// The parts of `range` that are not locked. The list takes its memory before it is made, with the lock open: as many
+    /// maps as there are, it may be too much.
+    fn not_locked(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>, MapError> {
+        let mut parts = Vec::new();
+        loop {
+            let state = self.state.lock();
+            let not_locked = || state.maps.all_in(range).filter(|map| !map.is_locked);
+            let count = not_locked().count();
+            if count <= parts.capacity() {
+                parts.extend(
+                    not_locked().map(|map| map.start.max(range.start)..map.end.min(range.end)),
+                );
+                return Ok(parts);
+            }
+            drop(state);
+            parts
+                .try_reserve_exact(count)
+                .map_err(|_| MapError::OutOfFrames)?;
+        }
     }
 
     /// Takes [`lock`](Self::lock) back.

@@ -7,7 +7,6 @@ use crate::console;
 use crate::println;
 use crate::program::options;
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::fmt::Write;
 
 crate::program! {
@@ -116,9 +115,9 @@ impl Search<'_> {
         if self.numbers {
             let _ = write!(prefix, "{number}:");
         }
-        let mut bytes: Vec<u8> = prefix.into_bytes();
-        bytes.extend_from_slice(line);
-        bytes.push(b'\n');
-        console::write_bytes(&bytes);
+        // Not put together first: a line may be as long as the file.
+        for part in [prefix.as_bytes(), line, b"\n"] {
+            console::write_bytes(part);
+        }
     }
 }

@@ -85,14 +85,18 @@ fn find_newline(text: &[u8]) -> Option<usize> {
     Some(text.len() - rest.len() + at)
 }
 
-/// The lines that begin in `piece` of `text`: from the beginning of the first to the end of the last, its newline included.
+/// The lines that begin in `piece` of `text`, which is not empty: from the beginning of the first to the end of the last, its newline included.
 pub fn lines_of(text: &[u8], piece: Range<usize>) -> Range<usize> {
-    // The first line that begins at or behind `at`.
-    let begin = |at: usize| match at.checked_sub(1) {
-        None => 0,
-        Some(before) => find_newline(&text[before..]).map_or(text.len(), |len| at + len),
+    // The first line that begins at or behind `at`, behind a newline that stands before `end`.
+    let begin = |at: usize, end: usize| match at.checked_sub(1) {
+        None => Some(0),
+        Some(before) => find_newline(&text[before..end]).map(|len| at + len),
     };
-    begin(piece.start)..begin(piece.end)
+    // In the midst of a long line none begins: no further than the piece is looked for one.
+    let Some(first) = begin(piece.start, piece.end - 1) else {
+        return piece.start..piece.start;
+    };
+    first..begin(piece.end, text.len()).unwrap_or(text.len())
 }
 
 /// The lines of `text[lines]` in which `pattern` is found, without their newlines, and how many newlines stand before each

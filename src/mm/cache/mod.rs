@@ -215,7 +215,13 @@ impl PageCache {
             let is_fresh = self.forgotten.load(Ordering::Acquire) == forgotten;
             if first.is_none() && is_fresh {
                 files.insert((volume, id), file.clone());
-                return Ok(InUse::new(file));
+                let file = InUse::new(file);
+                drop(files);
+                // Who took its last name from it until now has not found it here.
+                if fs.attributes(id)?.links == 0 {
+                    file.note_unlinked();
+                }
+                return Ok(file);
             }
             drop(files);
             fs.close(id)?;
