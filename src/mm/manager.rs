@@ -679,8 +679,9 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         };
         let kept = range.start..range.start + len.min(new_len);
         let rest = kept.end..range.end;
-        let moved = self.relocate(kept, new_len, placement)?;
+        let moved = self.relocate(&range, kept, new_len, placement)?;
         if !rest.is_empty() {
+            // Nothing is split for it any more, so it takes no memory.
             self.remove_pages(rest)?;
         }
         Ok(moved)
@@ -706,14 +707,16 @@ impl<'f, T: PageTable> MemoryMapManager<'f, T> {
         Ok(true)
     }
 
-    /// Moves maps and what is present in them.
+    /// Moves maps and what is present in them, a part of `whole`, which is cut out.
     fn relocate(
         &self,
+        whole: &Range<u64>,
         range: Range<u64>,
         new_len: u64,
         placement: Placement,
     ) -> Result<VirtAddr, MapError> {
         let mut state = self.lock_settled(&range);
+        self.cut(&mut state, whole)?;
         self.cut(&mut state, &range)?;
         let Some(to) = place(&mut state.maps, placement, new_len)? else {
             return Err(MapError::Occupied);
