@@ -101,7 +101,7 @@ impl PageCache {
 
 impl CachedFile {
     /// Waits until a page that is on its way to or from the device has arrived; `false` if none is.
-    fn wait_for_transfer(&self) -> bool {
+    pub(super) fn wait_for_transfer(&self) -> bool {
         let state = self.lock();
         let moving = |chunk: &Chunk| chunk.busy | chunk.writing;
         let find = |(number, chunk)| Some((number, moving(chunk))).filter(|(_, pages)| *pages != 0);

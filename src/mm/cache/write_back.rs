@@ -358,7 +358,10 @@ impl PageCache {
                 return Ok(());
             }
         }
-        result
+        result?;
+        // The rest is being written by others: it is waited for, not asked about again and again.
+        self.files(None).any(|file| file.wait_for_transfer());
+        Ok(())
     }
 
     /// Writes all dirty pages of one file system, or of all, to their devices; the first error, after all were tried.
