@@ -45,7 +45,8 @@ unsafe impl GlobalAlloc for Heap {
             // file system either, has what is dirty written for it. One that is to end does so afterwards.
             let _call = Call::enter();
             let wanted = layout.size().div_ceil(PAGE_SIZE) as u64;
-            loop {
+            // More than all that could be had: nothing is evicted for that.
+            while FRAMES.counts().free + FRAMES.counts().cache >= wanted {
                 let has_freed =
                     CACHE.reclaim(wanted.max(64)) > 0 || !is_kernel && CACHE.reclaim_or_write();
                 // Also where no frame of the cache was freed: what is kept about files comes from here.
