@@ -72,7 +72,11 @@ impl Volume {
 
     /// Finishes at mount what was under way: removes orphans without a name, and cuts the others at their size.
     pub(super) fn process_orphans(&mut self) -> Result<(), FsError> {
-        self.adopt_orphan_file()?;
+        self.process_orphan_file()?;
+        self.process_list()
+    }
+
+    fn process_list(&mut self) -> Result<(), FsError> {
         // All of it is gone through once, before any of it is believed.
         self.find_orphan(|_| false)?;
         for _ in 0..self.superblock.inodes_count {
@@ -101,8 +105,9 @@ impl Volume {
         }
     }
 
-    /// Moves what the orphan file holds to the list.
-    fn adopt_orphan_file(&mut self) -> Result<(), FsError> {
+    /// Moves what the orphan file holds to the list, and finishes that: block by block, since the list is gone through for
+    /// each of them.
+    fn process_orphan_file(&mut self) -> Result<(), FsError> {
         let features = self.superblock.features;
         if !features.has_compat(COMPAT_ORPHAN_FILE)
             || !features.has_ro_compat(RO_COMPAT_ORPHAN_PRESENT)
@@ -112,6 +117,7 @@ impl Volume {
         let file = self.inode(self.superblock.orphan_file_inode)?;
         let blocks = self.count_blocks(&file, Structure::OrphanFile)?;
         for block in 0..blocks.min(u32::MAX.into()) as u32 {
+            self.process_list()?;
             self.transact(|volume| volume.adopt_block(&file, block))?;
         }
         self.transact(|volume| {
