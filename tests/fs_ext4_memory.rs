@@ -4,13 +4,15 @@
 
 mod common;
 
-use common::{changed_by_debugfs, mkfs, mount};
+use common::{Scratch, changed_by_debugfs, mkfs, mount, run};
+use pinfold::fs::block::{BlockDevice, Properties, Refused, Request};
 use pinfold::fs::error::Structure;
 use pinfold::fs::ext4::Access;
 use pinfold::fs::ram_disk::RamDisk;
 use pinfold::fs::{FileKind, FileSystem, FsError};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::Read;
 use std::sync::Arc;
 
 /// No file system asks for more at once, but for the bytes of files.
@@ -141,6 +143,69 @@ fn a_journal_whose_map_goes_in_circles_is_an_error() {
     let mut image = changed_by_debugfs(&image, &commands.map(String::from));
     close_circle(&mut image, 7500);
     let error = error_of_mount(image, Access::ReadOnly);
+    assert!(is_corrupt(error, Structure::JournalGeometry), "{error:?}");
+}
+
+/// The beginning of a large disk; behind it nothing can be read.
+struct Beginning {
+    disk: RamDisk,
+    capacity: u64,
+}
+
+impl BlockDevice for Beginning {
+    fn properties(&self) -> Properties {
+        let capacity = self.capacity;
+        Properties {
+            capacity,
+            ..self.disk.properties()
+        }
+    }
+
+    fn submit(&self, request: Request) -> Result<(), Refused> {
+        self.disk.submit(request)
+    }
+
+    fn poll(&self) {}
+}
+
+#[test]
+fn a_journal_larger_than_any_is_an_error() {
+    const GIB: u64 = 16;
+    let scratch = Scratch::new();
+    let path = scratch.0.join("image");
+    let path = path.to_str().unwrap();
+    let made = run(
+        "mkfs.ext4",
+        &[
+            "-q",
+            "-b",
+            "1024",
+            "-J",
+            "size=1",
+            "-O",
+            "^extents,^64bit,^metadata_csum,^flex_bg",
+            path,
+            &format!("{GIB}G"),
+        ],
+    );
+    assert!(made.status.success(), "{made:?}");
+    for command in [
+        "set_inode_field <8> block[TIND] 7500",
+        "set_inode_field <8> size 12000000000",
+    ] {
+        run("debugfs", &["-w", "-R", command, path]);
+    }
+    let mut image = vec![0; 8 << 20];
+    std::fs::File::open(path)
+        .unwrap()
+        .read_exact(&mut image)
+        .unwrap();
+    close_circle(&mut image, 7500);
+    let disk = Arc::new(Beginning {
+        disk: RamDisk::new(image),
+        capacity: GIB << 30,
+    });
+    let error = within_limits(|| mount(disk, Access::ReadOnly).err());
     assert!(is_corrupt(error, Structure::JournalGeometry), "{error:?}");
 }
 

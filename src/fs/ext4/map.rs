@@ -47,7 +47,11 @@ impl Volume {
             if let Some(run) = piece.run.and_then(|run| run.cut(at, end)) {
                 match runs.last_mut() {
                     Some(last) if last.joins(&run) => last.len += run.len,
-                    _ => runs.push(run),
+                    _ => {
+                        // As many as the image says.
+                        runs.try_reserve(1).map_err(|_| FsError::OutOfMemory)?;
+                        runs.push(run);
+                    }
                 }
             }
             at = piece.end.max(at + 1);

@@ -89,8 +89,13 @@ impl Ext4 {
             }
         }
         let journal = journal.filter(|_| read_only.is_none());
+        let mut longest_free = Vec::new();
+        longest_free
+            .try_reserve_exact(superblock.groups as usize)
+            .map_err(|_| FsError::OutOfMemory)?;
+        longest_free.resize(superblock.groups as usize, u32::MAX);
         let mut volume = Volume {
-            longest_free: alloc::vec![u32::MAX; superblock.groups as usize],
+            longest_free,
             store: Store::new(device, superblock.block_size, options.limits, journal),
             superblock,
             clock: options.clock,
@@ -156,6 +161,9 @@ fn superblock_bytes(device: &dyn BlockDevice, offset: u64) -> Result<(Vec<u8>, u
     ))
 }
 
+/// Blocks of the largest journal: mke2fs(8), `-J size`.
+const MAX_JOURNAL: u64 = 10_240_000;
+
 fn open_journal(
     device: &Arc<dyn BlockDevice>,
     superblock: &Superblock,
@@ -181,6 +189,10 @@ fn open_journal(
     };
     let inode: Inode = volume.inode(superblock.journal_inode)?;
     let blocks = volume.count_blocks(&inode, Structure::JournalGeometry)?;
+    if blocks > MAX_JOURNAL {
+        let number = inode.number.into();
+        return Err(FsError::corrupt(Structure::JournalGeometry, number, blocks));
+    }
     let runs = volume.runs(&inode, 0, blocks)?;
     Journal::open(device.clone(), superblock.block_size, runs).map(Some)
 }

@@ -156,7 +156,7 @@ impl Volume {
                     at * size,
                     u64::from(run.first) * size,
                     Backing::Hole,
-                );
+                )?;
             }
             let place = run.start * size;
             let backing = if run.is_written {
@@ -169,20 +169,22 @@ impl Volume {
                 u64::from(run.first) * size,
                 run.end() * size,
                 backing,
-            );
+            )?;
             at = run.end();
         }
         if at < end {
-            push(&mut extents, at * size, end * size, Backing::Hole);
+            push(&mut extents, at * size, end * size, Backing::Hole)?;
         }
         Ok(extents)
     }
 }
 
-fn push(extents: &mut Vec<Extent>, offset: u64, end: u64, backing: Backing) {
+fn push(extents: &mut Vec<Extent>, offset: u64, end: u64, backing: Backing) -> Result<(), FsError> {
+    extents.try_reserve(1).map_err(|_| FsError::OutOfMemory)?;
     extents.push(Extent {
         offset,
         len: end - offset,
         backing,
     });
+    Ok(())
 }
