@@ -439,7 +439,8 @@ impl<H: Host> Card<H> {
         Ok(())
     }
 
-    /// Turns the cache on that a card of version 6 may have. One that fails in this has none for us.
+    /// Turns the cache on that a card of version 6 may have. One that fails in this has none for us, if it says so: the
+    /// answer alone may have been lost. Of one that says nothing it is believed to be on, so that its flushes fail.
     fn turn_cache_on(&mut self) -> Option<Extension> {
         let mut page = [0; 512];
         let general = Extension::GENERAL.argument(0, 512);
@@ -452,8 +453,15 @@ impl<H: Host> Card<H> {
         if page[register::PERFORMANCE_CACHE] & 1 == 0 {
             return None;
         }
-        self.write_extension(extension, register::PERFORMANCE_CACHE_ON)
-            .ok()?;
+        let written = self.write_extension(extension, register::PERFORMANCE_CACHE_ON);
+        if written.is_err() {
+            // What it may be in the midst of; where that fails, so does what comes next.
+            let _ = self.settle();
+            let known = read(&mut self.host, extension.argument(0, 512), &mut page);
+            if known.is_ok() && page[register::PERFORMANCE_CACHE_ON as usize] & 1 == 0 {
+                return None;
+            }
+        }
         Some(extension)
     }
 

@@ -287,6 +287,18 @@ fn a_cache_is_turned_on_and_flushed() {
 }
 
 #[test]
+fn a_cache_is_flushed_though_the_answer_that_it_is_on_was_lost() {
+    let mut sim = high_capacity();
+    sim.give_cache();
+    sim.loses_answer = true;
+    let mut card = start(sim);
+    assert!(card.has_cache());
+    write(&mut card, 0, &pattern(2048)).expect("a write");
+    assert_eq!(card.serve(&mut request(Operation::Flush, 0, &[])), Ok(()));
+    assert_eq!(card.host.card().in_cache(), 0);
+}
+
+#[test]
 fn what_a_cache_lost_is_told_by_every_flush() {
     let mut sim = high_capacity();
     sim.give_cache();

@@ -56,6 +56,8 @@ pub(super) struct SimCard {
     blocks: BTreeMap<u32, [u8; BLOCK_SIZE]>,
     cache: Option<BTreeMap<u32, [u8; BLOCK_SIZE]>>,
     is_cache_on: bool,
+    /// The next answer to a write to a register is lost, the write is not.
+    pub(super) loses_answer: bool,
     erase: (u32, u32),
 }
 
@@ -94,6 +96,7 @@ impl SimCard {
             blocks: BTreeMap::new(),
             cache: None,
             is_cache_on: false,
+            loses_answer: false,
             erase: (0, 0),
         }
     }
@@ -245,7 +248,10 @@ impl SimCard {
                     let address = 1u32 << 18 | 2 << 9;
                     bytes[16 + 44..16 + 48].copy_from_slice(&address.to_le_bytes());
                 }
-                argument if argument == (1 << 27 | 2 << 18 | 511) => bytes[4] = 1,
+                argument if argument == (1 << 27 | 2 << 18 | 511) => {
+                    bytes[4] = 1;
+                    bytes[260] = self.is_cache_on.into();
+                }
                 _ => bytes[0] = 0,
             },
             _ => return None,
@@ -431,7 +437,10 @@ impl Host for SimHost {
             other => panic!("register {other} was written"),
         }
         card.program(now);
-        Ok(4 << 9 | 1 << 8)
+        match core::mem::take(&mut card.loses_answer) {
+            true => Err(BusError::NoAnswer(command.index)),
+            false => Ok(4 << 9 | 1 << 8),
+        }
     }
 
     fn transfer(
