@@ -468,6 +468,8 @@ impl<'f, M: Mmu> PageTables<'f, M> {
             // SAFETY: the frame is ours, and nobody walks it yet.
             unsafe { self.entry(table, i).write(leaf) };
         }
+        // The walker sees what is in it before it sees the entry that leads to it.
+        self.mmu.order();
         self.zero_tables[slot] = Some(table);
         Ok(table)
     }
@@ -1028,6 +1030,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
     fn protect(&mut self, range: Range<Page>, protection: Protection) -> Result<(), OutOfFrames> {
         let mut rest = range.start.0..range.end.0;
         let mut forget = Forget::default();
+        let mut outcome = Ok(());
         while !rest.is_empty() {
             let place = self.walk_to_own(rest.start);
             let span = span(place.level);
@@ -1044,8 +1047,12 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
                 forget.add(first, TABLE_PAGES);
             } else if !place.value.is_empty() {
                 if first < rest.start || first + span > rest.end {
-                    self.create(rest.start, PAGE_LEVEL)?;
-                    continue;
+                    match self.create(rest.start, PAGE_LEVEL) {
+                        Ok(_) => continue,
+                        // What was changed so far is told to the TLB.
+                        Err(error) => outcome = Err(error),
+                    }
+                    break;
                 }
                 let frame = place.value.address().frame();
                 let is_shared = self.is_shared(frame, span);
@@ -1067,7 +1074,7 @@ impl<M: Mmu> PageTable for PageTables<'_, M> {
             // From invalid to valid: the TLB has nothing to forget.
             None => self.mmu.publish(),
         }
-        Ok(())
+        outcome
     }
 
     #[inline]
@@ -1500,6 +1507,38 @@ mod tests {
         remove(&mut tables, PAGE..Page(PAGE.0 + 1));
         mmu.check();
         assert_eq!(memory.frames().counts().page_table, 1);
+    }
+
+    #[test]
+    fn a_protect_without_memory_leaves_no_stale_translation() {
+        let memory = SimMemory::new(8 << 20);
+        let (mut tables, mmu) = tables(&memory);
+        let last = Page(0x4_01ff);
+        enter(&mut tables, last, 1);
+        enter(&mut tables, Page(0x4_0200), 1 << BLOCK_ORDER);
+        mmu.store_byte(last.start(), 1).unwrap();
+        while memory
+            .frames()
+            .alloc(Owner::Kernel, Urgency::Critical)
+            .is_ok()
+        {}
+        let range = last..Page(0x4_0210);
+        assert!(tables.protect(range, Protection::READ).is_err());
+        let is_writable = tables.find(last).unwrap().is_writable;
+        assert_eq!(mmu.store_byte(last.start(), 2).is_ok(), is_writable);
+    }
+
+    #[test]
+    fn a_table_of_zeros_is_ordered_before_what_leads_to_it() {
+        let memory = SimMemory::new(4 << 20);
+        let (mut tables, mmu) = tables(&memory);
+        // The tables above.
+        enter(&mut tables, Page(PAGE.0 + 2 * TABLE_PAGES), 1);
+        mmu.take_operations();
+        let range = Page(0x4_0000)..Page(0x4_0000 + TABLE_PAGES);
+        tables.enter_zero(PAGE, range, RW).unwrap();
+        let operations = mmu.take_operations();
+        assert!(matches!(operations[..], [Order, ..]), "{operations:?}");
     }
 
     #[test]
