@@ -61,13 +61,15 @@ pub fn us_from_ticks(ticks: u64) -> u64 {
     scale(ticks, 1_000_000, frequency())
 }
 
-/// Ticks in `us` microseconds, rounded up: a wait is never too short.
+/// Ticks in `us` microseconds, rounded up: a wait is never too short. At most half of all there are, so that a deadline
+/// that far from now is a number still.
 pub fn ticks_from_us(us: u64) -> u64 {
-    scale(us, frequency(), 1_000_000) + 1
+    scale(us, frequency(), 1_000_000).min(u64::MAX / 2) + 1
 }
 
 fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
-    (u128::from(value) * u128::from(numerator) / u128::from(denominator)) as u64
+    let scaled = u128::from(value) * u128::from(numerator) / u128::from(denominator);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 selftest!(fn counter_never_goes_back() "timer: the counter never goes back, and it goes on" {
