@@ -5,11 +5,13 @@
 //!
 //! Output is polled, a byte at a time, without a lock held for longer than one byte takes to enter the FIFO: a slow
 //! line (11 520 bytes a second on a real board) must not keep interrupts masked. What keeps lines apart is a mutex,
-//! taken only by threads that may wait; a handler, a lock holder or a crash report just writes.
+//! taken only by threads that may wait; a handler, a lock holder or a crash report just writes. It is held while a piece
+//! of memory of ours goes out, never while a program's is touched or its `Display` runs: those may fault, wait for a disk
+//! whose driver has something to say, print themselves, or crash.
 
 use crate::driver::pl011::{Loopback, Pl011};
-use crate::sync::{Mutex, MutexGuard, SpinLock, SpinLockGuard, WaitQueue};
-use crate::thread::{self, Call, Thread};
+use crate::sync::{Mutex, SpinLock, SpinLockGuard, WaitQueue};
+use crate::thread::{self, Call};
 use crate::{interrupt, selftest};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -18,10 +20,6 @@ use spin::Once;
 
 static UART: SpinLock<Option<Pl011>> = SpinLock::new(None);
 static LINE: Mutex<()> = Mutex::new(());
-
-/// Who holds `LINE`, by number; `NOBODY` if nobody does.
-static PRINTING: AtomicU64 = AtomicU64::new(NOBODY);
-const NOBODY: u64 = u64::MAX;
 
 /// Whether somebody sits there.
 static IS_TERMINAL: AtomicBool = AtomicBool::new(true);
@@ -104,9 +102,10 @@ macro_rules! println {
 /// Prints to the console, not in the middle of another thread's output.
 pub fn print(arguments: fmt::Arguments<'_>) {
     let _call = Call::enter();
-    let _line = Line::begin();
+    let mut piece = Piece::EMPTY;
     // The only error is one that an argument's own `fmt` returned: what it printed so far stands.
-    let _ = Writer.write_fmt(arguments);
+    let _ = piece.write_fmt(arguments);
+    piece.go_out();
 }
 
 /// Prints a line that says what went wrong.
@@ -170,36 +169,59 @@ pub(crate) fn set_plain() {
 /// Prints bytes as they are, but at a terminal LF as CR LF.
 pub fn write_bytes(bytes: &[u8]) {
     let _call = Call::enter();
-    let _line = Line::begin();
-    bytes.iter().for_each(|byte| put_text(*byte));
-}
-
-/// Keeps the output of others away.
-struct Line(#[expect(dead_code, reason = "held until it is dropped")] MutexGuard<'static, ()>);
-
-impl Line {
-    /// `None` for those who may not wait: they just write.
-    fn begin() -> Option<Self> {
-        thread::may_wait().then(|| {
-            let line = Self(LINE.lock());
-            PRINTING.store(thread::current().id, Ordering::Relaxed);
-            line
-        })
+    for part in bytes.chunks(PIECE) {
+        if thread::is_to_end() {
+            return; // nobody waits for the rest
+        }
+        let mut piece = Piece::EMPTY;
+        piece.add(part);
+        piece.go_out();
     }
 }
 
-impl Drop for Line {
-    fn drop(&mut self) {
-        PRINTING.store(NOBODY, Ordering::Relaxed);
+/// Bytes that are not broken up by others' output.
+const PIECE: usize = 256;
+
+/// What is to go out next.
+struct Piece {
+    bytes: [u8; PIECE],
+    len: usize,
+}
+
+impl Piece {
+    const EMPTY: Self = Self {
+        bytes: [0; PIECE],
+        len: 0,
+    };
+
+    /// Adds `bytes`; what fills a piece goes out.
+    fn add(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.len == PIECE {
+                self.go_out();
+            }
+            let (part, rest) = bytes.split_at(bytes.len().min(PIECE - self.len));
+            self.bytes[self.len..self.len + part.len()].copy_from_slice(part);
+            self.len += part.len();
+            bytes = rest;
+        }
+    }
+
+    fn go_out(&mut self) {
+        // Those who may not wait just write.
+        let line = thread::may_wait().then(|| LINE.lock());
+        self.bytes[..self.len]
+            .iter()
+            .for_each(|byte| put_text(*byte));
+        drop(line);
+        self.len = 0;
     }
 }
 
-/// Lets the others print if `crashed` was printing when it crashed.
-pub(crate) fn end_line_of(crashed: &Thread) {
-    if PRINTING.load(Ordering::Relaxed) == crashed.id {
-        PRINTING.store(NOBODY, Ordering::Relaxed);
-        // SAFETY: it holds the line's guard and will not run again.
-        unsafe { LINE.force_unlock() };
+impl Write for Piece {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.add(text.as_bytes());
+        Ok(())
     }
 }
 
@@ -210,7 +232,7 @@ fn put_text(byte: u8) {
     put(byte);
 }
 
-/// Writes to the UART, at a terminal with CR before LF. For `print`, and for reports that must not wait.
+/// Writes to the UART, at a terminal with CR before LF. For reports, which must not wait.
 pub struct Writer;
 
 impl Write for Writer {

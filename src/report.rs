@@ -113,7 +113,6 @@ fn crash(report: &Report<'_>, is_critical: bool) -> ! {
             let _ = write!(text, "{report}");
             let Text(text) = text;
             DEPTH.store(0, Ordering::Relaxed);
-            console::end_line_of(&thread);
             // `exit` does not return: a count kept here would keep the thread and its stack for ever.
             drop(thread);
             thread::exit(Exit::Crashed(text))

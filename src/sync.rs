@@ -209,15 +209,6 @@ impl<T> Mutex<T> {
         Some(MutexGuard(self, PhantomData))
     }
 
-    /// Opens the mutex without its guard.
-    ///
-    /// # Safety
-    /// Its thread has crashed, and the guard will never be dropped or used.
-    #[cfg(target_os = "none")]
-    pub(crate) unsafe fn force_unlock(&self) {
-        self.unlock();
-    }
-
     fn unlock(&self) {
         *self.is_locked.lock() = false;
         self.unlocked.wake_one();

@@ -23,6 +23,7 @@ use crate::println;
 use crate::sync::SpinLock;
 use crate::thread::{self, Call, Exit, Role, SpawnError, Thread};
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -59,7 +60,8 @@ struct State {
     status: Option<Status>,
     threads: Vec<Arc<Thread>>,
     /// Open files and the like.
-    resources: Vec<Arc<dyn Resource>>,
+    /// By address. Not in one piece of memory: that grows with the lock held.
+    resources: BTreeMap<usize, Arc<dyn Resource>>,
     /// Stacks of threads that ended while others ran on, which may be in a call with a pointer to them.
     stacks: Vec<ProgramStack>,
     /// Nothing of it runs any more.
@@ -83,8 +85,6 @@ pub fn interrupt() -> bool {
 
 /// Ends the running program, with all its threads.
 pub fn exit(status: Status) -> ! {
-    // Perhaps in the middle of a line, from a `Display` of its own.
-    thread::with_current(crate::console::end_line_of);
     if let Some(process) = current() {
         process.stop(status);
     }
@@ -112,7 +112,7 @@ pub fn start(program: &'static Program, arguments: Vec<String>) -> Result<Runnin
         state: SpinLock::new(State {
             status: None,
             threads: Vec::new(),
-            resources: Vec::new(),
+            resources: BTreeMap::new(),
             stacks: Vec::new(),
             is_over: false,
         }),
@@ -219,7 +219,7 @@ impl Process {
                 mem::take(&mut state.stacks),
             )
         };
-        for resource in resources {
+        for resource in resources.into_values() {
             resource.release();
         }
         drop(stacks);
@@ -273,11 +273,18 @@ impl Owned {
     /// Keeps `resource` for the running program.
     pub(crate) fn new(resource: Arc<dyn Resource>) -> Self {
         let owner = current().map(|process| {
-            process.state.lock().resources.push(resource.clone());
+            let mut state = process.state.lock();
+            state.resources.insert(address(&resource), resource.clone());
+            drop(state);
             Arc::downgrade(&process)
         });
         Self { resource, owner }
     }
+}
+
+/// Of no other as long as it is there.
+fn address(resource: &Arc<dyn Resource>) -> usize {
+    Arc::as_ptr(resource).addr()
 }
 
 impl Drop for Owned {
@@ -285,9 +292,7 @@ impl Drop for Owned {
         let _call = Call::enter();
         if let Some(process) = self.owner.as_ref().and_then(Weak::upgrade) {
             let mut state = process.state.lock();
-            let is_it = |other: &Arc<_>| Arc::ptr_eq(other, &self.resource);
-            let at = state.resources.iter().position(is_it);
-            let ours = at.map(|at| state.resources.swap_remove(at));
+            let ours = state.resources.remove(&address(&self.resource));
             drop(state);
             drop(ours);
         }
