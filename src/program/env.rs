@@ -6,24 +6,33 @@
 use super::process;
 use crate::command::{self, COMMANDS, Command, SUCCESS, Status, USAGE};
 use crate::println;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::Mutex;
 use crate::thread::Call;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::{self, Vec};
 use core::fmt;
 use linkme::distributed_slice;
 
 /// In order of their names.
-static VARIABLES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+static VARIABLES: Mutex<Option<Arc<Variables>>> = Mutex::new(None);
 
-fn find(variables: &MutexGuard<'_, Vec<(String, String)>>, name: &str) -> Result<usize, usize> {
+type Variables = Vec<(String, String)>;
+
+/// As they are now: to copy one takes memory, and a program that finds none ends, which it must not with the lock held.
+fn variables() -> Arc<Variables> {
+    VARIABLES.lock().clone().unwrap_or_default()
+}
+
+fn find(variables: &Variables, name: &str) -> Result<usize, usize> {
     variables.binary_search_by(|(other, _)| other.as_str().cmp(name))
 }
 
 /// Gives the variable `name` a value; an empty one removes it.
 fn set(name: &str, value: &str) {
     let mut variables = VARIABLES.lock();
-    match find(&variables, name) {
+    let variables = Arc::make_mut(variables.get_or_insert_default());
+    match find(variables, name) {
         Ok(at) if value.is_empty() => drop(variables.remove(at)),
         Ok(at) => variables[at].1 = value.to_string(),
         Err(_) if value.is_empty() => {}
@@ -60,7 +69,7 @@ impl core::error::Error for VarError {}
 /// The value of the variable `name`.
 pub fn var(name: &str) -> Result<String, VarError> {
     let _call = Call::enter();
-    let variables = VARIABLES.lock();
+    let variables = variables();
     let at = find(&variables, name).map_err(|_| VarError::NotPresent)?;
     Ok(variables[at].1.clone())
 }
@@ -68,7 +77,7 @@ pub fn var(name: &str) -> Result<String, VarError> {
 /// All variables with their values, by name.
 pub fn vars() -> vec::IntoIter<(String, String)> {
     let _call = Call::enter();
-    VARIABLES.lock().clone().into_iter()
+    Arc::unwrap_or_clone(variables()).into_iter()
 }
 
 /// Whether a word `name=…` sets a variable: capital letters, digits and `_`.

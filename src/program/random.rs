@@ -42,8 +42,8 @@ impl fmt::Display for NoEntropy {
 
 impl core::error::Error for NoEntropy {}
 
-/// The machine's generator.
-static GENERATOR: Mutex<Option<ChaCha20Rng>> = Mutex::new(None);
+/// The machine's generator, once it was asked for.
+static GENERATOR: Mutex<Option<Result<ChaCha20Rng, NoEntropy>>> = Mutex::new(None);
 
 /// Fills `bytes`.
 pub fn fill(bytes: &mut [u8]) -> Result<(), NoEntropy> {
@@ -55,10 +55,8 @@ pub fn fill(bytes: &mut [u8]) -> Result<(), NoEntropy> {
 pub fn generator() -> Result<ChaCha20Rng, NoEntropy> {
     let _call = Call::enter();
     let mut machine = GENERATOR.lock();
-    let machine = match &mut *machine {
-        Some(machine) => machine,
-        none => none.insert(ChaCha20Rng::from_seed(gather()?)),
-    };
+    let machine = machine.get_or_insert_with(|| gather().map(ChaCha20Rng::from_seed));
+    let machine = machine.as_mut().map_err(|none| *none)?;
     let mut seed = [0; 32];
     machine.fill_bytes(&mut seed);
     Ok(ChaCha20Rng::from_seed(seed))
