@@ -28,7 +28,7 @@ use crate::mm::maps;
 use crate::mm::object::{Pattern, Sharing, SyncMode};
 use crate::mm::table::Protection;
 use crate::program::process::{Owned, Resource};
-use crate::sync::SpinLock;
+use crate::sync::{Mutex, SpinLock};
 use crate::thread::Call;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -211,7 +211,7 @@ impl MmapOptions {
             len,
             file: None,
             may_write: true,
-            pins: SpinLock::new(Vec::new()),
+            pins: Mutex::new(Pins::default()),
         };
         self.populated(inner, Access::Write).map(MmapMut)
     }
@@ -254,7 +254,7 @@ impl MmapOptions {
             len,
             file: Some(Arc::downgrade(&cached)),
             may_write: can_write || sharing == Sharing::CopyOnWrite,
-            pins: SpinLock::new(Vec::new()),
+            pins: Mutex::new(Pins::default()),
         };
         self.populated(inner, Access::Read)
     }
@@ -279,7 +279,7 @@ struct Inner {
     /// Whether stores may be allowed: they are private, or the file was opened for them.
     may_write: bool,
     /// Ranges of bytes that are pinned.
-    pins: SpinLock<Vec<Range<usize>>>,
+    pins: Mutex<Pins>,
 }
 
 impl Inner {
@@ -356,15 +356,61 @@ impl Inner {
             let hold = file.hold(offset + length);
             Owned::new(Arc::new(Held(SpinLock::new(Some(hold)))))
         });
-        // Noted first: whoever drops another pin meanwhile must not unlock these pages.
-        self.pins.lock().push(range.clone());
-        let pinned = PinnedSlice {
+        let mut pins = self.pins.lock();
+        pins.ranges
+            .try_reserve(1)
+            .map_err(|_| MapError::OutOfFrames)?;
+        maps().lock(base, length)?;
+        pins.ranges.push(range.clone());
+        drop(pins);
+        Ok(PinnedSlice {
             inner: self,
             range,
             _hold: hold,
+        })
+    }
+
+    fn lock(&self) -> Result<(), MmapError> {
+        let _call = Call::enter();
+        let mut pins = self.pins.lock();
+        maps().lock(self.base, self.whole())?;
+        pins.is_locked = true;
+        Ok(())
+    }
+
+    fn unlock(&self) -> Result<(), MmapError> {
+        let _call = Call::enter();
+        let mut pins = self.pins.lock();
+        pins.is_locked = false;
+        self.unlock_unpinned(&pins, self.base, self.whole())
+    }
+
+    /// Lets go of the pages of a range that nothing keeps in memory any more.
+    fn unlock_unpinned(&self, pins: &Pins, base: VirtAddr, length: u64) -> Result<(), MmapError> {
+        if pins.is_locked {
+            return Ok(());
+        }
+        let pinned = || {
+            pins.ranges.iter().map(|range| {
+                let (base, length) = self.pages(range);
+                base.0..(base.0 + length).next_multiple_of(PAGE as u64)
+            })
         };
-        maps().lock(base, length)?;
-        Ok(pinned)
+        let (mut at, end) = (base.0, base.0 + length);
+        while at < end {
+            let of_pins = pinned().filter(|range| range.contains(&at));
+            if let Some(end_of_pins) = of_pins.map(|range| range.end).max() {
+                at = end_of_pins;
+                continue;
+            }
+            let next = pinned()
+                .map(|range| range.start)
+                .filter(|start| *start > at);
+            let next = next.min().unwrap_or(end).min(end);
+            maps().unlock(VirtAddr(at), next - at)?;
+            at = next;
+        }
+        Ok(())
     }
 }
 
@@ -382,6 +428,15 @@ pub struct PinnedSlice<'a> {
     inner: &'a Inner,
     range: Range<usize>,
     _hold: Option<Owned>,
+}
+
+/// What keeps pages of a map in memory.
+#[derive(Default)]
+struct Pins {
+    /// A pin each.
+    ranges: Vec<Range<usize>>,
+    /// All of the map is locked.
+    is_locked: bool,
 }
 
 /// What keeps a file from being cut.
@@ -407,26 +462,13 @@ impl Drop for PinnedSlice<'_> {
     fn drop(&mut self) {
         let _call = Call::enter();
         let mut pins = self.inner.pins.lock();
-        if let Some(at) = pins.iter().position(|range| *range == self.range) {
-            pins.swap_remove(at);
+        if let Some(at) = pins.ranges.iter().position(|range| *range == self.range) {
+            pins.ranges.swap_remove(at);
         }
-        let others: Vec<Range<u64>> = pins
-            .iter()
-            .map(|range| {
-                let (base, length) = self.inner.pages(range);
-                base.0..base.0 + length
-            })
-            .collect();
-        drop(pins);
         let (base, length) = self.inner.pages(&self.range);
-        for page in (base.0..base.0 + length).step_by(PAGE) {
-            let is_pinned = others
-                .iter()
-                .any(|range| range.start < page + PAGE as u64 && page < range.end);
-            // It fails only for want of memory to split a map; then the page stays in memory.
-            if !is_pinned && let Err(error) = maps().unlock(VirtAddr(page), 1) {
-                log::warn!("{page:#x} stays pinned: {error}");
-            }
+        // It fails only for want of memory to split a map; then the pages stay in memory.
+        if let Err(error) = self.inner.unlock_unpinned(&pins, base, length) {
+            log::warn!("what was pinned from {base} on stays in memory: {error}");
         }
     }
 }
@@ -467,14 +509,12 @@ macro_rules! both {
 
             /// Keeps all of it in memory until [`unlock`](Self::unlock).
             pub fn lock(&self) -> Result<(), MmapError> {
-                let _call = Call::enter();
-                Ok(maps().lock(self.0.base, self.0.whole())?)
+                self.0.lock()
             }
 
-            /// Takes [`lock`](Self::lock) back.
+            /// Takes [`lock`](Self::lock) back. What is pinned stays.
             pub fn unlock(&self) -> Result<(), MmapError> {
-                let _call = Call::enter();
-                Ok(maps().unlock(self.0.base, self.0.whole())?)
+                self.0.unlock()
             }
 
             /// Makes it longer or shorter, with the same contents.

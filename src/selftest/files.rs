@@ -259,10 +259,21 @@ selftest!(fn pinned_bytes() "files: what is pinned neither leaves memory nor is 
         file.sync_all().expect("durable");
         let map = map(&file);
         let pinned = map.pin(PAGE..2 * PAGE + 1).expect("pinned");
-        CACHE.drop_clean();
-        let faults = maps().fault_counts().total();
-        assert!(pinned.iter().all(|byte| *byte == 8));
-        assert_eq!(maps().fault_counts().total(), faults);
+        let stays = |bytes: &[u8]| {
+            CACHE.drop_clean();
+            let faults = maps().fault_counts().total();
+            assert!(bytes.iter().all(|byte| *byte == 8));
+            maps().fault_counts().total() == faults
+        };
+        assert!(stays(&pinned));
+        // Neither takes from the other what it keeps.
+        map.unlock().expect("nothing was locked");
+        assert!(stays(&pinned));
+        map.lock().expect("locked");
+        drop(map.pin(0..PAGE).expect("pinned"));
+        assert!(stays(&map));
+        map.unlock().expect("unlocked");
+        assert!(stays(&pinned) && !stays(&map));
         assert_eq!(file.set_len(PAGE as u64), Err(FsError::Busy));
         file.set_len(3 * PAGE as u64).expect("cut behind it");
         drop(pinned);
