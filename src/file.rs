@@ -56,22 +56,20 @@ impl OpenOptions {
         let _call = Call::enter();
         let path = path.as_ref();
         let can_write = self.write || self.append;
-        let node = match VFS.resolve(path, LastLink::Follow) {
-            Ok(_) if self.create_new => return Err(FsError::Exists),
-            Err(FsError::NotFound) if (self.create || self.create_new) && can_write => {
-                let (directory, name) = VFS.resolve_parent(path)?;
-                let fs = &directory.fs;
-                let file = fs.create(directory.file, &name, FileKind::File, 0o644)?;
-                directory.beside(file)
+        let node = loop {
+            let node = self.find(path)?;
+            match node.fs.attributes(node.file)?.kind {
+                FileKind::File => {}
+                FileKind::Directory => return Err(FsError::IsADirectory),
+                _ => return Err(FsError::NotAFile),
             }
-            found => found?,
+            node.fs.open(node.file)?;
+            // Until now nothing kept it: its name may be gone, and its number another's.
+            match VFS.resolve(path, LastLink::Follow) {
+                Ok(now) if now.file == node.file && now.is_beside(&node) => break node,
+                _ => node.fs.close(node.file)?,
+            }
         };
-        match node.fs.attributes(node.file)?.kind {
-            FileKind::File => {}
-            FileKind::Directory => return Err(FsError::IsADirectory),
-            _ => return Err(FsError::NotAFile),
-        }
-        node.fs.open(node.file)?;
         let path: Arc<str> = String::from_utf8_lossy(path).into();
         let file = File {
             _open: Owned::new(Arc::new(OpenFile {
@@ -88,6 +86,21 @@ impl OpenOptions {
             file.set_len(0)?;
         }
         Ok(file)
+    }
+
+    /// The file at `path`, or a new one.
+    fn find(&self, path: &[u8]) -> Result<Node, FsError> {
+        let can_write = self.write || self.append;
+        match VFS.resolve(path, LastLink::Follow) {
+            Ok(_) if self.create_new => Err(FsError::Exists),
+            Err(FsError::NotFound) if (self.create || self.create_new) && can_write => {
+                let (directory, name) = VFS.resolve_parent(path)?;
+                let fs = &directory.fs;
+                let file = fs.create(directory.file, &name, FileKind::File, 0o644)?;
+                Ok(directory.beside(file))
+            }
+            found => found,
+        }
     }
 }
 
