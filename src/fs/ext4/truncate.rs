@@ -120,11 +120,13 @@ impl Volume {
             let Some(run) = self.last_run(inode)? else {
                 return Ok(true);
             };
-            let from = if is_file {
-                first
+            // No more than a group has, each of which has a bitmap; groups may be small.
+            let most = if is_file {
+                self.superblock.blocks_per_group
             } else {
-                first.max(run.end().saturating_sub(BLOCKS_PER_STEP.into()))
+                BLOCKS_PER_STEP
             };
+            let from = first.max(run.end().saturating_sub(most.into()));
             let Some(part) = run.cut(from, END + 1) else {
                 return Ok(true);
             };

@@ -10,8 +10,8 @@ use crate::fs::block::Durability;
 use crate::fs::blocking;
 use crate::fs::error::{FeatureSet, FsError, Structure, Unsupported};
 use crate::fs::ext4::bytes::{le16, le32};
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// What recovery did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -27,7 +27,43 @@ pub struct Recovered {
 /// Where the whole transactions are, found by the first pass.
 struct Scan {
     end_sequence: u32,
-    revoked: BTreeMap<u64, u32>,
+    revoked: Revoked,
+}
+
+/// Which blocks are revoked, and by which transaction, counted from the first in the log: numbers wrap around. How many
+/// there are is up to the log.
+#[derive(Default)]
+struct Revoked {
+    entries: Vec<(u64, u32)>,
+}
+
+impl Revoked {
+    fn add(&mut self, block: u64, transaction: u32) -> Result<(), FsError> {
+        if self.entries.len() == self.entries.capacity() {
+            // The log's own map may name one block many times: what is there more than once makes room.
+            self.sort();
+            if 2 * self.entries.len() >= self.entries.capacity() {
+                let more = self.entries.len().max(64);
+                let reserved = self.entries.try_reserve_exact(more);
+                reserved.map_err(|_| FsError::OutOfMemory)?;
+            }
+        }
+        self.entries.push((block, transaction));
+        Ok(())
+    }
+
+    fn sort(&mut self) {
+        self.entries.sort_unstable();
+        self.entries.dedup();
+    }
+
+    /// Whether `block` is revoked by a transaction among these.
+    fn contains(&self, block: u64, transactions: Range<u32>) -> bool {
+        let first = (block, transactions.start);
+        let at = self.entries.partition_point(|entry| *entry < first);
+        let next = self.entries.get(at);
+        next.is_some_and(|&(revoked, by)| revoked == block && by < transactions.end)
+    }
 }
 
 impl Journal {
@@ -53,11 +89,9 @@ impl Journal {
         let format = self.superblock.format;
         let mut scan = Scan {
             end_sequence: self.superblock.sequence,
-            revoked: BTreeMap::new(),
+            revoked: Revoked::default(),
         };
         let mut place = self.first_place();
-        // A set: the log's own map may name one block many times.
-        let mut revoked = BTreeSet::new();
         while let Some(block) = self.read_next(&mut place)? {
             match header(&block) {
                 Some((_, sequence)) if sequence != scan.end_sequence => break,
@@ -67,21 +101,22 @@ impl Journal {
                         break;
                     }
                 }
-                Some((REVOKE, _)) if format.tail_matches(&block) => {
+                Some((REVOKE, sequence)) if format.tail_matches(&block) => {
                     let Ok(blocks) = format.revoked(&block, place.index.into()) else {
                         break;
                     };
-                    revoked.extend(blocks);
+                    let transaction = sequence.wrapping_sub(self.superblock.sequence);
+                    for block in blocks {
+                        scan.revoked.add(block, transaction)?;
+                    }
                 }
                 Some((COMMIT, sequence)) if format.commit_matches(&block) => {
-                    for block in core::mem::take(&mut revoked) {
-                        scan.revoked.insert(block, sequence);
-                    }
                     scan.end_sequence = sequence.wrapping_add(1);
                 }
                 _ => break,
             }
         }
+        scan.revoked.sort();
         Ok(scan)
     }
 
@@ -93,7 +128,9 @@ impl Journal {
     ) -> Result<(), FsError> {
         let format = self.superblock.format;
         let mut place = self.first_place();
-        let mut sequence = self.superblock.sequence;
+        let first = self.superblock.sequence;
+        let transactions = scan.end_sequence.wrapping_sub(first);
+        let mut sequence = first;
         while sequence != scan.end_sequence {
             let Some(block) = self.read_next(&mut place)? else {
                 return Err(FsError::corrupt(
@@ -112,7 +149,9 @@ impl Journal {
                                 1,
                             ));
                         };
-                        if scan.is_revoked(tag.block, sequence) {
+                        // One that was never whole revokes nothing.
+                        let by = sequence.wrapping_sub(first)..transactions;
+                        if scan.revoked.contains(tag.block, by) {
                             recovered.revoked += 1;
                             continue;
                         }
@@ -183,15 +222,6 @@ impl LogPlace {
     }
 }
 
-impl Scan {
-    fn is_revoked(&self, block: u64, sequence: u32) -> bool {
-        // Numbers wrap around: what counts is the distance.
-        self.revoked
-            .get(&block)
-            .is_some_and(|&by| by.wrapping_sub(sequence) as i32 >= 0)
-    }
-}
-
 fn check_data(
     format: Format,
     tag: &super::format::Tag,
@@ -215,4 +245,32 @@ fn check_data(
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Revoked;
+
+    #[test]
+    fn a_block_is_revoked_for_the_transactions_up_to_the_one_that_says_so() {
+        let mut revoked = Revoked::default();
+        for transaction in [1, 3, 6] {
+            revoked.add(7, transaction).unwrap();
+        }
+        revoked.sort();
+        // Five are whole.
+        let is_revoked = (0..5).map(|transaction| revoked.contains(7, transaction..5));
+        assert!(is_revoked.eq([true, true, true, true, false]));
+        assert!(!revoked.contains(6, 0..5));
+        assert!(!revoked.contains(8, 0..5));
+    }
+
+    #[test]
+    fn what_is_revoked_again_and_again_takes_no_memory() {
+        let mut revoked = Revoked::default();
+        for i in 0..100_000 {
+            revoked.add(i % 50, 2).unwrap();
+        }
+        assert!(revoked.entries.capacity() <= 128);
+    }
 }
