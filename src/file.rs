@@ -200,14 +200,26 @@ impl File {
         Ok(read)
     }
 
-    /// Writes all of `bytes` where it is, or at the end.
+    /// Writes all of `bytes` where it is, or at the end: up to 128 KiB stay together there, whoever else appends.
     pub fn write_all(&self, bytes: &[u8]) -> Result<(), FsError> {
-        let at = match self.options.append {
-            true => self.metadata()?.size,
-            false => *self.position.lock(),
-        };
+        if self.options.append {
+            return self.append(bytes);
+        }
+        let at = *self.position.lock();
         self.write_all_at(bytes, at)?;
         *self.position.lock() = at + bytes.len() as u64;
+        Ok(())
+    }
+
+    fn append(&self, bytes: &[u8]) -> Result<(), FsError> {
+        let _call = Call::enter();
+        for piece in bytes.chunks(PIECE) {
+            if thread::is_to_end() {
+                return Err(FsError::Busy);
+            }
+            let end = self.node.fs.append(self.node.file, piece)?;
+            *self.position.lock() = end;
+        }
         Ok(())
     }
 

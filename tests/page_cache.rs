@@ -34,7 +34,7 @@
 mod common;
 
 use common::machine::{Machine, PAGE};
-use common::{campaign, e2fsck, mkfs, mount};
+use common::{campaign, e2fsck, mkfs, mount, read_file};
 use pinfold::fs::block::BlockError;
 use pinfold::fs::cached::Cached;
 use pinfold::fs::error::ReadOnlyReason;
@@ -50,7 +50,7 @@ use pinfold::mm::object::{Aliases, FileKey, IoError, Pattern, Sharing, SyncMode}
 use pinfold::mm::table::Protection;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -1192,7 +1192,7 @@ fn a_file_is_not_forgotten_between_being_found_and_being_written() {
     // Whoever writes has found it; nobody has opened it, and it has no pages yet.
     let found = machine.cached(file);
     machine.cache.tidy().unwrap();
-    found.write(0, b"kept").unwrap();
+    found.write(Some(0), b"kept").unwrap();
     found.end().unwrap();
     let mut bytes = [0; 4];
     assert_eq!(machine.fs.read_at(file, 0, &mut bytes), Ok(4));
@@ -1342,6 +1342,109 @@ fn a_cut_that_fails_keeps_what_was_to_stay() {
 }
 
 #[test]
+fn a_file_replaced_by_renaming_is_the_old_or_the_new_after_a_power_cut() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    let (fs, root) = (&machine.fs, machine.fs.root());
+    let old = machine.create("settings", b"old settings");
+    let log = machine.create("log", b"");
+    fs.sync_file(old).unwrap();
+    fs.sync().unwrap();
+    machine.create("new", b"new settings");
+    fs.rename(root, b"new", root, b"settings").unwrap();
+    fs.write_at(log, 0, b"a line").unwrap();
+    fs.sync_file(log).unwrap();
+    let disk = Arc::new(SimDisk::new(machine.disk.contents(), 1));
+    let after = mount(disk, FsAccess::ReadWrite).unwrap().file_system;
+    let found = after.lookup(after.root(), b"settings").unwrap();
+    let bytes = read_file(&after, found).unwrap();
+    assert!(
+        bytes == b"old settings" || bytes == b"new settings",
+        "{bytes:?}"
+    );
+}
+
+#[test]
+fn what_was_cut_off_does_not_come_back_when_the_file_grows_during_write_back() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    let fs = &machine.fs;
+    let file = machine.create("a", &[b'o'; 4096]);
+    fs.sync_file(file).unwrap();
+    fs.set_len(file, 100).unwrap();
+    fs.sync_file(file).unwrap();
+    fs.write_at(file, 0, b"n").unwrap();
+    let image = Arc::new(Mutex::new(Vec::new()));
+    let (other, to) = (machine.clone(), image.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        // It may wait for this very transfer.
+        let _ = other.meanwhile(move |other| other.fs.set_len(file, 10_000).unwrap());
+        // Somebody else's fsync.
+        other.beneath.sync().unwrap();
+        *to.lock().unwrap() = other.disk.contents();
+    }));
+    let volume = machine.fs.volume();
+    machine.cache.write_out(volume).unwrap();
+    let image = std::mem::take(&mut *image.lock().unwrap());
+    assert!(!image.is_empty());
+    let after = mount(Arc::new(SimDisk::new(image, 1)), FsAccess::ReadWrite)
+        .unwrap()
+        .file_system;
+    let found = after.lookup(after.root(), b"a").unwrap();
+    let bytes = read_file(&after, found).unwrap();
+    assert!(bytes.len() <= 100 || bytes[100..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_was_cut_off_does_not_come_back_when_a_later_page_arrives_first() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    let fs = &machine.fs;
+    let file = machine.create("a", &[b'o'; 4096]);
+    fs.sync_file(file).unwrap();
+    fs.set_len(file, 100).unwrap();
+    fs.sync_file(file).unwrap();
+    fs.write_at(file, 0, b"n").unwrap();
+    let image = Arc::new(Mutex::new(Vec::new()));
+    let (other, to) = (machine.clone(), image.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        other.fs.write_at(file, 20 * 4096, b"far").unwrap();
+        // Write-back of that page alone, by another thread's msync, say; then somebody's fsync.
+        let _ = other.meanwhile(move |other| other.cached(file).write_out(20..21).unwrap());
+        other.beneath.sync().unwrap();
+        *to.lock().unwrap() = other.disk.contents();
+    }));
+    let volume = machine.fs.volume();
+    machine.cache.write_out(volume).unwrap();
+    let image = std::mem::take(&mut *image.lock().unwrap());
+    assert!(!image.is_empty());
+    let after = mount(Arc::new(SimDisk::new(image, 1)), FsAccess::ReadWrite)
+        .unwrap()
+        .file_system;
+    let found = after.lookup(after.root(), b"a").unwrap();
+    let bytes = read_file(&after, found).unwrap();
+    assert!(bytes.len() <= 100 || bytes[100..20 * 4096].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn two_threads_that_append_lose_nothing() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    let file = machine.create("log", b"");
+    let barrier = Arc::new(Barrier::new(2));
+    let threads = [b'a', b'b'].map(|byte| {
+        let (machine, barrier) = (machine.clone(), barrier.clone());
+        spawn(move || {
+            machine.adopt_thread();
+            barrier.wait();
+            for _ in 0..20_000 {
+                machine.fs.append(file, &[byte; 8]).unwrap();
+            }
+        })
+    });
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    assert_eq!(machine.fs.attributes(file).unwrap().size, 2 * 20_000 * 8);
+}
+
+#[test]
 fn promises_are_given_back() {
     let machine = machine();
     machine.fs.sync().unwrap();
@@ -1390,9 +1493,12 @@ fn a_cut_races_a_fault() {
 #[test]
 fn a_growth_races_a_read_of_the_last_page() {
     let machine = machine();
-    let file = machine.cold("a", &[7; PAGE_SIZE]);
-    // On the disk the old bytes stay.
-    machine.fs.set_len(file, 100).unwrap();
+    // Cut by somebody who leaves the old bytes on the disk.
+    let (beneath, root) = (&machine.beneath, machine.fs.root());
+    let file = beneath.create(root, b"a", FileKind::File, 0o644).unwrap();
+    beneath.write_at(file, 0, &[7; PAGE_SIZE]).unwrap();
+    beneath.set_len(file, 100).unwrap();
+    machine.fs.open(file).unwrap();
     let during = machine.clone();
     let growth = Arc::new(Mutex::new(None));
     let thread = growth.clone();

@@ -77,6 +77,24 @@ impl Cached {
         }
     }
 
+    /// Writes at `offset`, or at the end; returns the byte behind that. Each piece is appended as a whole.
+    fn write(&self, file: FileId, offset: Option<u64>, bytes: &[u8]) -> Result<u64, FsError> {
+        let file = self.file(file)?;
+        let can_fault = !arch::cannot_fault(bytes.as_ptr());
+        let mut piece = buffer(if can_fault { bytes.len() } else { 0 })?;
+        let mut end = offset.unwrap_or_else(|| file.size());
+        for part in bytes.chunks(PIECE) {
+            let at = offset.map(|_| end);
+            end = if can_fault {
+                piece[..part.len()].copy_from_slice(part);
+                file.write(at, &piece[..part.len()])?
+            } else {
+                file.write(at, part)?
+            };
+        }
+        Ok(end)
+    }
+
     /// Writes what is dirty of `file` to the device.
     fn write_back(&self, file: FileId) -> Result<(), FsError> {
         match self.find(file) {
@@ -179,20 +197,11 @@ impl FileSystem for Cached {
     }
 
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let file = self.file(file)?;
-        let can_fault = !arch::cannot_fault(bytes.as_ptr());
-        let mut piece = buffer(if can_fault { bytes.len() } else { 0 })?;
-        let mut at = offset;
-        for part in bytes.chunks(PIECE) {
-            if can_fault {
-                piece[..part.len()].copy_from_slice(part);
-                file.write(at, &piece[..part.len()])?;
-            } else {
-                file.write(at, part)?;
-            }
-            at += part.len() as u64;
-        }
-        Ok(())
+        self.write(file, Some(offset), bytes).map(drop)
+    }
+
+    fn append(&self, file: FileId, bytes: &[u8]) -> Result<u64, FsError> {
+        self.write(file, None, bytes)
     }
 
     fn set_len(&self, file: FileId, len: u64) -> Result<(), FsError> {
@@ -249,6 +258,11 @@ impl FileSystem for Cached {
         new_name: &[u8],
     ) -> Result<(), FsError> {
         let replaced = self.beneath.lookup(to, new_name).ok();
+        if replaced.is_some() {
+            // Whoever replaces a file so means to have the old one or the new one, also when the power fails: not one whose
+            // bytes were still to be written when its name was durable.
+            self.write_back(self.beneath.lookup(from, name)?)?;
+        }
         self.unnaming(replaced, || self.beneath.rename(from, name, to, new_name))
     }
 

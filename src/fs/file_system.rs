@@ -197,6 +197,12 @@ pub trait FileSystem: Send + Sync {
     fn read_at(&self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<usize, FsError>;
     /// Writes all of `bytes` at `offset`; the file grows where needed.
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<(), FsError>;
+    /// Writes `bytes` at the end, wherever that is by then; returns where the file ends with them.
+    fn append(&self, file: FileId, bytes: &[u8]) -> Result<u64, FsError> {
+        let end = self.attributes(file)?.size;
+        self.write_at(file, end, bytes)?;
+        Ok(end + bytes.len() as u64)
+    }
     /// Cuts the file, or lets it grow with zeros.
     fn set_len(&self, file: FileId, len: u64) -> Result<(), FsError>;
     /// Sets permission bits, as `chmod`.

@@ -986,20 +986,21 @@ impl CachedFile {
         Ok(done)
     }
 
-    /// Writes `bytes`, which cannot fault, at `offset`; the file grows where needed. An error leaves what was written
-    /// before it.
-    pub fn write(self: &Arc<Self>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+    /// Writes `bytes`, which cannot fault, at `offset`, or at the end, which is nobody else's then; returns the byte behind
+    /// them. The file grows where needed. An error leaves what was written before it.
+    pub fn write(self: &Arc<Self>, offset: Option<u64>, bytes: &[u8]) -> Result<u64, FsError> {
         if bytes.is_empty() {
-            return Ok(());
+            return Ok(offset.unwrap_or_else(|| self.size()));
         }
         if let Some(reason) = self.fs.read_only() {
             return Err(FsError::ReadOnly(reason));
         }
+        self.cache.limit_dirty()?;
+        let resizing = self.resizing.lock();
+        let offset = offset.unwrap_or_else(|| self.size());
         let end = offset
             .checked_add(bytes.len() as u64)
             .ok_or(FsError::FileTooLarge)?;
-        self.cache.limit_dirty()?;
-        let resizing = self.resizing.lock();
         let blocks = offset / PAGE..end.div_ceil(PAGE);
         self.back_last_page(end)?;
         self.settle_end(offset)?;
@@ -1012,7 +1013,7 @@ impl CachedFile {
         let result = loop {
             let at = offset + done as u64;
             if at == end {
-                break Ok(());
+                break Ok(end);
             }
             let from = (at % PAGE) as usize;
             let len = (PAGE_SIZE - from).min(bytes.len() - done);
@@ -1198,6 +1199,10 @@ impl CachedFile {
         if let Some(reason) = self.fs.read_only() {
             return Err(FsError::ReadOnly(reason));
         }
+        if len < self.size() && !len.is_multiple_of(PAGE) {
+            // Needed below; where it cannot be read, nothing has been cut yet.
+            self.prime(len / PAGE, Pattern::Normal)?;
+        }
         let mut state = self.state.lock();
         let before = state.size;
         if len >= before {
@@ -1232,7 +1237,10 @@ impl CachedFile {
             }
         };
         self.grow(&mut state, len);
-        Ok(())
+        drop(state);
+        // What was cut off goes from the device, too: it must not come back when the file has grown, and the power fails
+        // before its last page is written.
+        self.settle_end(u64::MAX)
     }
 
     /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
