@@ -111,7 +111,8 @@ selftest!(fn crashes_leave_nothing() "programs: a hundred that crash leave their
     for _ in 0..100 { crash() }
     thread::sleep(1_000);
     let after = crate::mm::free_frames();
-    assert!(before.abs_diff(after) <= 16, "{before} frames were free, now {after}");
+    // One stack may still be there.
+    assert!(before.abs_diff(after) <= 32, "{before} frames were free, now {after}");
 });
 
 /// Calls the kernel at every depth of the stack, 16 bytes apart, so that each of its pages is met by each call.

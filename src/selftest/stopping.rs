@@ -183,7 +183,8 @@ selftest!(fn memory_comes_back() "stopping: maps, stacks and threads of what was
     for _ in 0..30 { stopped(program, 3); }
     kernel::sleep(1_000);
     let after = crate::mm::free_frames();
-    assert!(frames.abs_diff(after) <= 24, "{frames} frames were free, now {after}");
+    // One stack may still be there.
+    assert!(frames.abs_diff(after) <= 40, "{frames} frames were free, now {after}");
     assert_eq!(crate::mm::maps().len(), maps);
 });
 
