@@ -1445,6 +1445,20 @@ fn two_threads_that_append_lose_nothing() {
 }
 
 #[test]
+fn a_cut_within_a_hole_takes_no_room() {
+    let machine = machine();
+    let file = machine.create("a", &[]);
+    machine.fs.set_len(file, 10 * PAGE).unwrap();
+    machine.fs.sync().unwrap();
+    let before = room(&machine);
+    machine.fs.set_len(file, 5 * PAGE + 7).unwrap();
+    assert_eq!(machine.cache.counts().dirty, 0);
+    machine.fs.sync().unwrap();
+    assert_eq!(room(&machine), before);
+    machine.finish(file);
+}
+
+#[test]
 fn promises_are_given_back() {
     let machine = machine();
     machine.fs.sync().unwrap();

@@ -1056,6 +1056,9 @@ impl CachedFile {
         }
         loop {
             self.prime(block, Pattern::Normal)?;
+            if self.state.lock().slot(block) == Slot::Hole {
+                return Ok(()); // the device holds nothing there
+            }
             self.make_room(block)?;
             let mut state = self.state.lock();
             if self.is_read_only() {
@@ -1240,7 +1243,11 @@ impl CachedFile {
         drop(state);
         // What was cut off goes from the device, too: it must not come back when the file has grown, and the power fails
         // before its last page is written.
-        self.settle_end(u64::MAX)
+        match self.settle_end(u64::MAX) {
+            // A page of small blocks of which some are holes. It is cut all the same.
+            Err(FsError::NoSpace) => Ok(()),
+            settled => settled,
+        }
     }
 
     /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
