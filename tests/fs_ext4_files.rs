@@ -15,6 +15,7 @@ use pinfold::fs::{
     Backing, Cursor, Extent, FileId, FileKind, FileSystem, FsError, Reservation, Timestamp,
     blocking,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -643,6 +644,68 @@ fn a_transfer_across_two_unwritten_extents_that_touch_fills_both() {
     };
     assert_eq!(fs.map(file, from, len), Ok([written].into()));
     fs.close(file).unwrap();
+    finish(&disk, &fs);
+}
+
+/// Both by a write, and as the page cache writes.
+#[test]
+fn a_write_to_free_blocks_in_more_groups_than_the_log_has_blocks_is_several_operations() {
+    let options = [
+        "-b",
+        "1024",
+        "-g",
+        "256",
+        "-J",
+        "size=1",
+        "-N",
+        "4096",
+        "-m",
+        "0",
+        "-O",
+        "^resize_inode",
+    ];
+    let (disk, fs) = fresh(400 << 10, &options);
+    // Full of files of 100 blocks; then of each group that one of them ends in, one block is free.
+    let mut files = Vec::new();
+    let full = loop {
+        let file = file(&fs, format!("{}", files.len()).as_bytes());
+        files.push(file);
+        if let Err(error) = fs.write_at(file, 0, &[1; 100 << 10]) {
+            break error;
+        }
+    };
+    assert_eq!(full, FsError::NoSpace);
+    let rest = files.pop().unwrap();
+    let mut at = 0;
+    while fs.write_at(rest, at, &[1; 1024]).is_ok() {
+        at += 1024;
+    }
+    let mut groups = BTreeSet::new();
+    for file in files {
+        let extents = fs.map(file, 99 << 10, 1024).unwrap();
+        if let Backing::Written(place) = extents[0].backing
+            && groups.insert((place / 1024 - 1) / 256)
+        {
+            fs.set_len(file, 99 << 10).unwrap();
+        }
+    }
+    fs.sync().unwrap();
+    let log = 1024;
+    assert!(groups.len() > log, "{} groups have room", groups.len());
+    let spread = file(&fs, b"spread");
+    let bytes = vec![3; 1000 << 10];
+    fs.write_at(spread, 0, &bytes).unwrap();
+    fs.sync().unwrap();
+    assert_eq!(read_file(&fs, spread).unwrap(), bytes);
+    fs.set_len(spread, 0).unwrap();
+    fs.sync().unwrap();
+    fs.open(spread).unwrap();
+    let len = 1000 << 10;
+    let promise = fs.reserve(spread, 0, len).unwrap();
+    fs.allocate(spread, 0, len, promise).unwrap();
+    fs.written(spread, 0, len, len).unwrap();
+    assert_eq!(fs.attributes(spread).unwrap().size, len);
+    fs.close(spread).unwrap();
     finish(&disk, &fs);
 }
 

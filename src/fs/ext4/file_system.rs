@@ -89,11 +89,10 @@ impl FileSystem for Ext4 {
         let mut rest = bytes;
         while !rest.is_empty() {
             let len = (PIECE - at % PIECE).min(rest.len() as u64) as usize;
-            let (part, after) = rest.split_at(len);
-            let part = part.to_vec();
-            self.volume.lock().write_at(file, at, &part)?;
-            at += len as u64;
-            rest = after;
+            let part = rest[..len].to_vec();
+            let written = self.volume.lock().write_at(file, at, &part)?;
+            at += written as u64;
+            rest = &rest[written..];
         }
         Ok(())
     }

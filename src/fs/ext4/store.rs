@@ -208,6 +208,36 @@ impl Store {
         !self.running.freed.is_empty()
     }
 
+    /// Whether the operation in progress has changed so much that it should end: it must fit into the log, alone.
+    pub(super) fn is_large(&self) -> bool {
+        let changes = self.operation.as_ref();
+        changes.is_some_and(|changes| changes.blocks.len() > self.limit() / 2)
+    }
+
+    /// An error where the operation in progress does not fit into the log.
+    pub(super) fn check_size(&self) -> Result<(), FsError> {
+        let (Some(journal), Some(changes)) = (&self.journal, &self.operation) else {
+            return Ok(());
+        };
+        let needed = journal.needed(changes.blocks.len(), changes.revoked.len());
+        match journal.could_hold(needed) {
+            true => Ok(()),
+            false => Err(FsError::corrupt(
+                Structure::TransactionTooLarge,
+                0,
+                needed as u64,
+            )),
+        }
+    }
+
+    /// The most blocks a transaction should have.
+    fn limit(&self) -> usize {
+        match &self.journal {
+            Some(journal) => journal.transaction_limit().min(self.limits.transaction),
+            None => self.limits.transaction,
+        }
+    }
+
     /// Whether the operation in progress has changed `block`.
     pub(super) fn is_changed(&self, block: u64) -> bool {
         self.operation
@@ -251,11 +281,7 @@ impl Store {
         let Some(operation) = self.operation.take() else {
             return Ok(());
         };
-        let limit = match &self.journal {
-            Some(journal) => journal.transaction_limit().min(self.limits.transaction),
-            None => self.limits.transaction,
-        };
-        let is_full = self.running.blocks.len() + operation.blocks.len() > limit
+        let is_full = self.running.blocks.len() + operation.blocks.len() > self.limit()
             || self.running.freed.len() + operation.freed.len() > MAX_FREED
             || self.running.revoked.len() + operation.revoked.len() > MAX_FREED;
         if is_full && !self.running.is_empty() {

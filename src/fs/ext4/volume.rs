@@ -91,6 +91,7 @@ impl Volume {
         self.store.begin();
         let result = operation(self).and_then(|value| {
             self.seal_superblock()?;
+            self.store.check_size()?;
             Ok(value)
         });
         match result {

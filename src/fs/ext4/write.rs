@@ -30,17 +30,17 @@ enum Fill {
 }
 
 impl Volume {
-    /// Writes `bytes`, no more than one operation backs, at `offset`.
+    /// Writes as many of `bytes` at `offset` as one operation can; returns how many.
     pub(super) fn write_at(
         &mut self,
         number: u32,
         offset: u64,
         bytes: &[u8],
-    ) -> Result<(), FsError> {
+    ) -> Result<usize, FsError> {
         self.transact(|volume| volume.write_piece(number, offset, bytes))
     }
 
-    fn write_piece(&mut self, number: u32, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+    fn write_piece(&mut self, number: u32, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
         let mut inode = self.file(number)?;
         let end = offset
             .checked_add(bytes.len() as u64)
@@ -49,11 +49,12 @@ impl Volume {
         let size = self.superblock.block_size as u64;
         let (mut at, last) = (offset / size, end.div_ceil(size));
         let mut runs = Vec::new();
-        while at < last {
+        while at < last && !self.store.is_large() {
             let (run, was_written) = self.back(&mut inode, at, last, Fill::Data)?;
             at = run.end();
             runs.push((run, was_written));
         }
+        let end = end.min(at * size);
         // Only now, when nothing but the device can fail, is data touched that the file has already.
         self.zero_tail(&inode, offset)?;
         for (run, was_written) in runs {
@@ -66,7 +67,8 @@ impl Volume {
             self.set_size(&mut inode, end)?;
         }
         self.touch(&mut inode);
-        self.put_inode(&mut inode)
+        self.put_inode(&mut inode)?;
+        Ok((end - offset) as usize)
     }
 
     /// Makes sure that the file has a block at `at`, and says in which run that goes up to `end` at most, and whether
@@ -298,7 +300,7 @@ impl Volume {
             at = self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 let mut at = at;
-                while at < stop {
+                while at < stop && !volume.store.is_large() {
                     let (run, _) = volume.back(&mut inode, at, stop, Fill::Later)?;
                     at = run.end();
                 }

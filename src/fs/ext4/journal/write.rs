@@ -37,9 +37,14 @@ impl Journal {
             + 1
     }
 
+    /// Whether the log, empty, could take `needed` blocks.
+    pub(in crate::fs::ext4) fn could_hold(&self, needed: usize) -> bool {
+        needed < self.size() as usize
+    }
+
     /// Whether `needed` blocks can be written without overwriting what is not in its place yet.
     pub(in crate::fs::ext4) fn has_room(&self, needed: usize) -> bool {
-        needed + (self.used as usize) < self.size() as usize
+        self.could_hold(needed + self.used as usize)
     }
 
     /// Writes a transaction; when this returns it is durable, and so is all that was written before.
