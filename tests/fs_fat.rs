@@ -183,6 +183,10 @@ fn what_fat_cannot_do_is_refused() {
         assert_eq!(fs.link(file, fs.root(), b"l"), Err(FsError::NotOffered));
         fs.open(file).unwrap();
         assert_eq!(fs.unlink(fs.root(), b"f"), Err(FsError::Busy));
+        // Not replaced either: whoever goes on writing would write into the other.
+        fs.create(fs.root(), b"new", FileKind::File, 0o644).unwrap();
+        let replaced = fs.rename(fs.root(), b"new", fs.root(), b"f");
+        assert_eq!(replaced, Err(FsError::Busy));
         fs.close(file).unwrap();
         fs.unlink(fs.root(), b"f").unwrap();
         assert_eq!(fs.attributes(file), Err(FsError::NotFound));

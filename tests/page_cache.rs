@@ -1896,3 +1896,32 @@ fn a_file_that_grows_twice_while_its_end_is_written_keeps_what_was_written() {
     assert!(bytes[6000..].iter().all(|byte| *byte == 0));
     machine.finish(file);
 }
+
+/// A name that comes to mean another file while it is removed.
+#[test]
+fn a_name_replaced_while_it_is_removed_leaves_no_file_behind() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    let root = machine.fs.root();
+    for _ in 0..1000 {
+        for name in ["x", "y"] {
+            let file = machine.create(name, &[7; 5000]);
+            machine.fs.close(file).unwrap();
+        }
+        let y = machine.fs.lookup(root, b"y").unwrap();
+        let barrier = Arc::new(Barrier::new(2));
+        let (other, its) = (machine.clone(), barrier.clone());
+        let thread = spawn(move || {
+            other.adopt_thread();
+            its.wait();
+            other.fs.rename(root, b"y", root, b"x").unwrap();
+        });
+        barrier.wait();
+        machine.fs.unlink(root, b"x").unwrap();
+        thread.join().unwrap();
+        if machine.fs.unlink(root, b"x") == Err(FsError::NotFound) {
+            // Renamed first, then unlinked: nothing is left of it.
+            machine.cache.tidy().unwrap();
+            assert!(machine.cache.find(machine.fs.volume(), y).is_none());
+        }
+    }
+}

@@ -226,5 +226,5 @@ fn file() -> Result<(), &'static str> {
         Ok(())
     };
     let result = measure();
-    result.and(fs.unlink(root.file, NAME).map_err(failed))
+    result.and(fs.unlink(root.file, NAME).map(drop).map_err(failed))
 }

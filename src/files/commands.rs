@@ -535,7 +535,8 @@ fn rm(arguments: &[&str]) -> Status {
         if options.contains('r') {
             return remove_tree(directory, name);
         }
-        Ok(directory.fs.unlink(directory.file, &name)?)
+        directory.fs.unlink(directory.file, &name)?;
+        Ok(())
     })
 }
 

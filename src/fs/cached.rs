@@ -59,22 +59,16 @@ impl Cached {
         self.cache.find(self.volume, file)
     }
 
-    /// Does `f`, which may take the last name from `file`, and lets the cache know.
-    fn unnaming(
-        &self,
-        file: Option<FileId>,
-        f: impl FnOnce() -> Result<(), FsError>,
-    ) -> Result<(), FsError> {
-        // Held, so that it is not forgotten meanwhile; or it is opened meanwhile.
-        let cached = file.and_then(|file| self.find(file));
-        f()?;
-        match cached.or_else(|| self.find(file?)) {
-            Some(cached) if self.beneath.attributes(cached.id())?.links == 0 => {
-                cached.note_unlinked();
-                cached.end()
-            }
-            _ => Ok(()),
+    /// A file has lost its last name: if the cache is why it is still open, the cache lets it go with its last user.
+    fn note_unlinked(&self, file: Option<FileId>) -> Result<Option<FileId>, FsError> {
+        // By now it may be gone, and its number another file's, which has a name.
+        if let Some(cached) = file.and_then(|file| self.find(file))
+            && self.beneath.attributes(cached.id())?.links == 0
+        {
+            cached.note_unlinked();
+            cached.end()?;
         }
+        Ok(file)
     }
 
     /// Writes at `offset`, or at the end; returns the byte behind that. Each piece is appended as a whole.
@@ -241,9 +235,8 @@ impl FileSystem for Cached {
         self.beneath.link(file, directory, name)
     }
 
-    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
-        let file = self.beneath.lookup(directory, name)?;
-        self.unnaming(Some(file), || self.beneath.unlink(directory, name))
+    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<Option<FileId>, FsError> {
+        self.note_unlinked(self.beneath.unlink(directory, name)?)
     }
 
     fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
@@ -256,14 +249,13 @@ impl FileSystem for Cached {
         name: &[u8],
         to: FileId,
         new_name: &[u8],
-    ) -> Result<(), FsError> {
-        let replaced = self.beneath.lookup(to, new_name).ok();
-        if replaced.is_some() {
+    ) -> Result<Option<FileId>, FsError> {
+        if self.beneath.lookup(to, new_name).is_ok() {
             // Whoever replaces a file so means to have the old one or the new one, also when the power fails: not one whose
             // bytes were still to be written when its name was durable.
             self.write_back(self.beneath.lookup(from, name)?)?;
         }
-        self.unnaming(replaced, || self.beneath.rename(from, name, to, new_name))
+        self.note_unlinked(self.beneath.rename(from, name, to, new_name)?)
     }
 
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {

@@ -292,18 +292,19 @@ impl FileSystem for Fat {
         Err(FsError::NotOffered)
     }
 
-    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
-        self.volume
-            .lock()
-            .remove(node(directory)?, name, |driver, directory, name| {
-                driver.unlink(directory, name)
-            })
+    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<Option<FileId>, FsError> {
+        // What is open is refused.
+        let mut volume = self.volume.lock();
+        volume.unname(node(directory)?, name, |driver, directory, name| {
+            driver.unlink(directory, name)
+        })?;
+        Ok(None)
     }
 
     fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
         self.volume
             .lock()
-            .remove(node(directory)?, name, |driver, directory, name| {
+            .unname(node(directory)?, name, |driver, directory, name| {
                 driver.rmdir(directory, name)
             })
     }
@@ -314,15 +315,13 @@ impl FileSystem for Fat {
         name: &[u8],
         to: FileId,
         new_name: &[u8],
-    ) -> Result<(), FsError> {
+    ) -> Result<Option<FileId>, FsError> {
+        let (from, name) = (node(from)?, Name::from_bytes(name));
         let mut volume = self.volume.lock();
-        volume.check_writable()?;
-        let (from, to) = (node(from)?, node(to)?);
-        let (name, new_name) = (Name::from_bytes(name), Name::from_bytes(new_name));
-        volume
-            .driver
-            .rename(from, name, to, new_name, RenameMode::Replace)
-            .map_err(error)
+        volume.unname(node(to)?, new_name, |driver, to, new_name| {
+            driver.rename(from, name, to, new_name, RenameMode::Replace)
+        })?;
+        Ok(None)
     }
 
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {
@@ -489,26 +488,27 @@ impl Volume {
         })
     }
 
-    fn remove(
+    /// Does `f`, which takes the name from what has it, if anything has. What is open cannot be without a name here.
+    fn unname(
         &mut self,
         directory: NodeId,
         name: &[u8],
-        remove: impl FnOnce(&mut FatFs<Disk>, NodeId, &Name) -> DriverResult<()>,
+        f: impl FnOnce(&mut FatFs<Disk>, NodeId, &Name) -> DriverResult<()>,
     ) -> Result<(), FsError> {
         self.check_writable()?;
         let name = Name::from_bytes(name);
-        let found = self.driver.lookup(directory, name).map_err(error)?;
-        let is_open = self.open.contains_key(&found);
-        let removed = if is_open {
-            Err(FsError::Busy)
-        } else {
-            remove(&mut self.driver, directory, name).map_err(error)
+        let Ok(found) = self.driver.lookup(directory, name) else {
+            return f(&mut self.driver, directory, name).map_err(error);
+        };
+        let done = match self.open.contains_key(&found) {
+            true => Err(FsError::Busy),
+            false => f(&mut self.driver, directory, name).map_err(error),
         };
         self.driver.forget(found, 1);
-        if removed.is_ok() && self.pinned.remove(&found) {
+        if done.is_ok() && self.pinned.remove(&found) {
             self.driver.forget(found, 1);
         }
-        removed
+        done
     }
 
     fn map(&mut self, node: NodeId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {

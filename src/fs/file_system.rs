@@ -227,13 +227,18 @@ pub trait FileSystem: Send + Sync {
     fn symlink(&self, directory: FileId, name: &[u8], target: &[u8]) -> Result<FileId, FsError>;
     /// Gives `file` another name.
     fn link(&self, file: FileId, directory: FileId, name: &[u8]) -> Result<(), FsError>;
-    /// Takes a name away from anything but a directory.
-    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<(), FsError>;
+    /// Takes a name away from anything but a directory; returns the file if that was its last, and it is open.
+    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<Option<FileId>, FsError>;
     /// Removes an empty directory.
     fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<(), FsError>;
-    /// Moves a name, atomically; what had the new name loses it.
-    fn rename(&self, from: FileId, name: &[u8], to: FileId, new_name: &[u8])
-    -> Result<(), FsError>;
+    /// Moves a name, atomically; what had the new name loses it, and is returned if that was its last, and it is open.
+    fn rename(
+        &self,
+        from: FileId,
+        name: &[u8],
+        to: FileId,
+        new_name: &[u8],
+    ) -> Result<Option<FileId>, FsError>;
 
     /// The extents that cover `len` bytes from `offset` on, in order and without gaps; ends are rounded to blocks.
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError>;

@@ -176,7 +176,8 @@ impl Vfs {
         }
         self.check_not_covered(old, old_name)?;
         self.check_not_covered(new, new_name)?;
-        old.fs.rename(old.file, old_name, new.file, new_name)
+        old.fs.rename(old.file, old_name, new.file, new_name)?;
+        Ok(())
     }
 
     /// Unmounts what is mounted on `path`, making it durable first; [`FsError::Busy`] while something is mounted in it.

@@ -100,7 +100,8 @@ pub fn create_dir_all(path: impl AsRef<[u8]>) -> Result<(), FsError> {
 pub fn remove_file(path: impl AsRef<[u8]>) -> Result<(), FsError> {
     let _call = Call::enter();
     let (parent, name) = VFS.resolve_parent(path.as_ref())?;
-    parent.fs.unlink(parent.file, &name)
+    parent.fs.unlink(parent.file, &name)?;
+    Ok(())
 }
 
 /// Removes an empty directory.

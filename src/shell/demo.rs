@@ -164,7 +164,7 @@ fn demo(arguments: &[&str]) -> Status {
     }
     if can_write {
         match root.fs.unlink(root.file, &subject.note.as_bytes()[1..]) {
-            Ok(()) | Err(FsError::NotFound) => {}
+            Ok(_) | Err(FsError::NotFound) => {}
             Err(error) => {
                 complain(format_args!("demo: {}: {error}", subject.note));
                 status = FAILURE;

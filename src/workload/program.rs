@@ -154,7 +154,8 @@ impl Files {
     fn unlink(&self, name: Name) -> Result<(), FsError> {
         let _call = Call::enter();
         let (parent, name) = VFS.resolve_parent(self.path(name).as_bytes())?;
-        parent.fs.unlink(parent.file, &name)
+        parent.fs.unlink(parent.file, &name)?;
+        Ok(())
     }
 
     /// Does a step. What the kernel does beneath it is a call; the rest is a program's, which may be ended, and be told that

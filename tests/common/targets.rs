@@ -289,14 +289,14 @@ pub fn change(fs: &dyn FileSystem, random: &mut Random) {
         let number = random.next_u64().to_string().repeat(5);
         let number = number.as_bytes();
         let _ = match random.below(8) {
-            0 => fs.unlink(*directory, name),
+            0 => fs.unlink(*directory, name).map(drop),
             1 => fs
                 .create(*directory, number, FileKind::File, 0o644)
                 .map(drop),
             2 => fs
                 .create(*directory, number, FileKind::Directory, 0o755)
                 .map(drop),
-            3 => fs.rename(*directory, name, fs.root(), number),
+            3 => fs.rename(*directory, name, fs.root(), number).map(drop),
             4 => fs.remove_directory(*directory, name),
             5 => fs.symlink(*directory, number, &number[..70]).map(drop),
             _ => fs

@@ -147,8 +147,9 @@ impl FileSystem for Ext4 {
             .link(number(file)?, number(directory)?, name)
     }
 
-    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
-        self.volume.lock().unlink(number(directory)?, name)
+    fn unlink(&self, directory: FileId, name: &[u8]) -> Result<Option<FileId>, FsError> {
+        let kept = self.volume.lock().unlink(number(directory)?, name)?;
+        Ok(kept.map(|number| FileId(number.into())))
     }
 
     fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
@@ -163,10 +164,12 @@ impl FileSystem for Ext4 {
         name: &[u8],
         to: FileId,
         new_name: &[u8],
-    ) -> Result<(), FsError> {
-        self.volume
+    ) -> Result<Option<FileId>, FsError> {
+        let kept = self
+            .volume
             .lock()
-            .rename(number(from)?, name, number(to)?, new_name)
+            .rename(number(from)?, name, number(to)?, new_name)?;
+        Ok(kept.map(|number| FileId(number.into())))
     }
 
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {

@@ -93,8 +93,8 @@ impl Volume {
         })
     }
 
-    /// Takes a name from a file; the last one removes it, unless it is open.
-    pub(super) fn unlink(&mut self, directory: u32, name: &[u8]) -> Result<(), FsError> {
+    /// Takes a name from a file; the last one removes it, unless it is open: then it is returned.
+    pub(super) fn unlink(&mut self, directory: u32, name: &[u8]) -> Result<Option<u32>, FsError> {
         check_name(name)?;
         let orphan = self.transact(|volume| {
             let parent = volume.directory(directory)?;
@@ -119,17 +119,17 @@ impl Volume {
             volume.drop_name(directory, found)?;
             volume.drop_directory(found.inode, directory)
         })?;
-        self.remove_if_unused(Some(orphan))
+        self.remove_if_unused(Some(orphan)).map(drop)
     }
 
-    /// Moves a name.
+    /// Moves a name; returns what lost it as its last, and is open.
     pub(super) fn rename(
         &mut self,
         from: u32,
         name: &[u8],
         to: u32,
         new_name: &[u8],
-    ) -> Result<(), FsError> {
+    ) -> Result<Option<u32>, FsError> {
         check_name(name)?;
         check_name(new_name)?;
         let orphan = self.transact(|volume| volume.move_name(from, name, to, new_name))?;
@@ -337,10 +337,13 @@ impl Volume {
         ))
     }
 
-    fn remove_if_unused(&mut self, orphan: Option<u32>) -> Result<(), FsError> {
+    /// Removes an orphan, or returns it if it is open.
+    fn remove_if_unused(&mut self, orphan: Option<u32>) -> Result<Option<u32>, FsError> {
         match orphan {
-            Some(number) if !self.open.contains_key(&number) => self.remove_file(number),
-            _ => Ok(()),
+            Some(number) if !self.open.contains_key(&number) => {
+                self.remove_file(number).map(|()| None)
+            }
+            open => Ok(open),
         }
     }
 

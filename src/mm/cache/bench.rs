@@ -162,7 +162,7 @@ fn with_file(name: &str, measure: fn(&Subject) -> Result<(), MapError>) -> Resul
     let made = fill(&root.beside(file), span);
     let measured = made.and_then(|()| with_present(name, measure));
     let removed = fs.unlink(root.file, name.as_bytes()).map_err(io);
-    measured.and(removed)
+    measured.and(removed.map(drop))
 }
 
 fn fill(node: &Node, span: u64) -> Result<(), MapError> {
