@@ -337,8 +337,8 @@ fn unwritten_space_reads_as_zeros_also_after_a_power_cut() {
     fs.unlink(fs.root(), b"old").unwrap();
     fs.sync().unwrap();
     let new = file(&fs, b"new");
-    let reservation = fs.reserve(new, 0, 3 << 20).unwrap();
-    let extents = fs.allocate(new, 0, 3 << 20, reservation).unwrap();
+    let mut reservation = fs.reserve(new, 0, 3 << 20).unwrap();
+    let extents = fs.allocate(new, 0, 3 << 20, &mut reservation).unwrap();
     assert!(
         extents
             .iter()
@@ -572,8 +572,8 @@ fn a_last_block_that_is_being_written_is_not_zeroed_when_the_file_grows() {
             fs.set_len(file, 1700).unwrap();
         },
         |fs, file| {
-            let reservation = fs.reserve(file, 8192, 1024).unwrap();
-            drop(fs.allocate(file, 8192, 1024, reservation).unwrap());
+            let mut reservation = fs.reserve(file, 8192, 1024).unwrap();
+            drop(fs.allocate(file, 8192, 1024, &mut reservation).unwrap());
             fs.written(file, 8192, 1024, 9000).unwrap();
         },
     ];
@@ -582,7 +582,8 @@ fn a_last_block_that_is_being_written_is_not_zeroed_when_the_file_grows() {
         let grown = file(&fs, b"grown");
         fs.open(grown).unwrap();
         fs.write_at(grown, 0, &[1; 1500]).unwrap();
-        let extents = fs.allocate(grown, 1024, 1024, Reservation::NONE).unwrap();
+        let mut nothing = Reservation::NONE;
+        let extents = fs.allocate(grown, 1024, 1024, &mut nothing).unwrap();
         let Backing::Written(place) = extents[0].backing else {
             panic!("{extents:?}");
         };
@@ -635,7 +636,8 @@ fn a_transfer_across_two_unwritten_extents_that_touch_fills_both() {
         .find(|pair| place(pair[0]) + pair[0].len == place(pair[1]))
         .expect("no extents touch");
     let (from, len) = (touching[1].offset - NEAR, 2 * NEAR);
-    fs.allocate(file, from, len, Reservation::NONE).unwrap();
+    let mut nothing = Reservation::NONE;
+    fs.allocate(file, from, len, &mut nothing).unwrap();
     fs.written(file, from, len, LEN).unwrap();
     let written = Extent {
         offset: from,
@@ -701,8 +703,8 @@ fn a_write_to_free_blocks_in_more_groups_than_the_log_has_blocks_is_several_oper
     fs.sync().unwrap();
     fs.open(spread).unwrap();
     let len = 1000 << 10;
-    let promise = fs.reserve(spread, 0, len).unwrap();
-    fs.allocate(spread, 0, len, promise).unwrap();
+    let mut promise = fs.reserve(spread, 0, len).unwrap();
+    fs.allocate(spread, 0, len, &mut promise).unwrap();
     fs.written(spread, 0, len, len).unwrap();
     assert_eq!(fs.attributes(spread).unwrap().size, len);
     fs.close(spread).unwrap();

@@ -138,9 +138,9 @@ fn a_page_cache_can_write_through_extents() {
             .create(fs.root(), b"mapped", FileKind::File, 0o644)
             .unwrap();
         fs.write_at(file, 0, b"begin").unwrap();
-        let reservation = fs.reserve(file, 0, 40_960).unwrap();
+        let mut reservation = fs.reserve(file, 0, 40_960).unwrap();
         let data = noise(40_960);
-        for extent in fs.allocate(file, 0, 40_960, reservation).unwrap() {
+        for extent in fs.allocate(file, 0, 40_960, &mut reservation).unwrap() {
             let Backing::Written(place) = extent.backing else {
                 panic!("{extent:?}");
             };

@@ -46,7 +46,9 @@ use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::{Access, FaultError};
 use pinfold::mm::frame::{Owner, Urgency};
 use pinfold::mm::manager::{Advice, Placement};
-use pinfold::mm::object::{Aliases, FileKey, IoError, Pattern, Sharing, SyncMode};
+use pinfold::mm::object::{
+    Aliases, Dirtied, FileKey, IoError, MappableFile, Pattern, Sharing, SyncMode,
+};
 use pinfold::mm::table::Protection;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -1259,6 +1261,43 @@ fn room(machine: &Machine) -> u64 {
     machine.fs.close(file).unwrap();
     machine.fs.sync().unwrap();
     most
+}
+
+#[test]
+fn what_was_promised_to_pages_is_theirs_after_they_could_not_be_given_places() {
+    let empty = mkfs(16 << 10, &["-b", "4096"], None);
+    let machine = Machine::on(empty, 1, 16 << 20);
+    let file = machine.create("a", &[1; 8 * PAGE_SIZE]);
+    // Nobody has looked at the map of free blocks yet.
+    machine.disk.fail_after(0);
+    let cached = machine.cached(file);
+    assert!(cached.write_out(0..8).is_err());
+    machine.disk.heal();
+    machine.check();
+    let before = room(&machine);
+    cached.write_out(0..8).unwrap();
+    drop(cached);
+    // The promise was for eight pages and what their map might have taken.
+    let after = room(&machine);
+    assert!(before < after, "{before} pages had room, then {after}");
+    // What went wrong is told once.
+    machine.fs.sync_file(file).unwrap_err();
+    machine.fs.sync_file(file).unwrap();
+    machine.finish(file);
+}
+
+#[test]
+fn a_page_of_small_blocks_that_got_places_for_a_part_needs_room_anew() {
+    for (block_size, dirtied) in [("1024", Dirtied::NeedsRoom), ("4096", Dirtied::Done)] {
+        let machine = Machine::new(1, 16 << 20, &["-b", block_size]);
+        let file = machine.create("a", b"short");
+        let handle = machine.cached(file).handle();
+        assert_eq!(handle.dirty_block(0), Ok(Dirtied::Done));
+        machine.fs.sync_file(file).unwrap();
+        assert_eq!(handle.dirty_block(0), Ok(dirtied));
+        drop(handle);
+        machine.finish(file);
+    }
 }
 
 #[test]

@@ -272,7 +272,13 @@ impl FileSystem for Cached {
         self.beneath.release(reservation);
     }
 
-    fn allocate(&self, _: FileId, _: u64, _: u64, _: Reservation) -> Result<Vec<Extent>, FsError> {
+    fn allocate(
+        &self,
+        _: FileId,
+        _: u64,
+        _: u64,
+        _: &mut Reservation,
+    ) -> Result<Vec<Extent>, FsError> {
         Err(FsError::NotOffered)
     }
 

@@ -354,7 +354,7 @@ impl FileSystem for Fat {
         file: FileId,
         offset: u64,
         len: u64,
-        _: Reservation,
+        _: &mut Reservation,
     ) -> Result<Vec<Extent>, FsError> {
         let mut volume = self.volume.lock();
         let node = node(file)?;

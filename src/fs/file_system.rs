@@ -246,14 +246,15 @@ pub trait FileSystem: Send + Sync {
     fn reserve(&self, file: FileId, offset: u64, len: u64) -> Result<Reservation, FsError>;
     /// Gives back a promise that is not needed.
     fn release(&self, reservation: Reservation);
-    /// Backs `len` bytes at `offset` with space, unwritten where it is new, and redeems the promise. For write-back,
-    /// which then transfers and calls [`written`](Self::written); until that, a power cut leaves zeros.
+    /// Backs `len` bytes at `offset` with space, unwritten where it is new, and redeems the promise; after an error it is
+    /// as good as before. For write-back, which then transfers and calls [`written`](Self::written); until that, a power
+    /// cut leaves zeros.
     fn allocate(
         &self,
         file: FileId,
         offset: u64,
         len: u64,
-        reservation: Reservation,
+        promise: &mut Reservation,
     ) -> Result<Vec<Extent>, FsError>;
     /// Says that a transfer to `len` bytes at `offset` is complete, and that the file has at least `size` bytes.
     fn written(&self, file: FileId, offset: u64, len: u64, size: u64) -> Result<(), FsError>;

@@ -215,13 +215,15 @@ impl Model {
         let id = self.id(number);
         let len = self.bytes_of(number).len() as u64;
         let (at, count) = self.range(len);
-        let Some(reservation) = with_space(fs.reserve(id, at, count)) else {
+        let Some(mut reservation) = with_space(fs.reserve(id, at, count)) else {
             return;
         };
         // What was reserved must be there.
         let free = fs.statistics().unwrap().free_blocks;
         let promised = format!("{reservation:?} of {free} free for {count} at {at}");
-        let extents = fs.allocate(id, at, count, reservation).expect(&promised);
+        let extents = fs
+            .allocate(id, at, count, &mut reservation)
+            .expect(&promised);
         if self.random.below(3) == 0 {
             // As after a power cut: the space is there, the data is not.
             return;

@@ -317,8 +317,8 @@ fn change_file(
         0 => fs.set_len(file, at),
         1 => {
             // As write-back does it.
-            let space = fs.reserve(file, at, 30_000)?;
-            fs.allocate(file, at, 30_000, space)?;
+            let mut space = fs.reserve(file, at, 30_000)?;
+            fs.allocate(file, at, 30_000, &mut space)?;
             fs.written(file, at, 30_000, at + 30_000)
         }
         _ => fs.write_at(file, at, &[3; 10_000]),

@@ -191,11 +191,11 @@ impl FileSystem for Ext4 {
         file: FileId,
         offset: u64,
         len: u64,
-        reservation: Reservation,
+        promise: &mut Reservation,
     ) -> Result<Vec<Extent>, FsError> {
         self.volume
             .lock()
-            .allocate_range(number(file)?, offset, len, &reservation)
+            .allocate_range(number(file)?, offset, len, promise)
     }
 
     fn written(&self, file: FileId, offset: u64, len: u64, size: u64) -> Result<(), FsError> {

@@ -277,15 +277,25 @@ impl Volume {
         self.reserved = self.reserved.saturating_sub(reservation.blocks);
     }
 
-    /// Backs a range with blocks that read as zeros where they are new.
+    /// Backs a range with blocks that read as zeros where they are new. After an error what was promised still is.
     pub(super) fn allocate_range(
         &mut self,
         number: u32,
         offset: u64,
         len: u64,
-        reservation: &Reservation,
+        promise: &mut Reservation,
     ) -> Result<Vec<Extent>, FsError> {
-        self.release(reservation);
+        let promised = promise.blocks;
+        self.release(promise);
+        let result = self.back_range(number, offset, len);
+        match result {
+            Ok(_) => *promise = Reservation::NONE,
+            Err(_) => self.reserved += promised,
+        }
+        result
+    }
+
+    fn back_range(&mut self, number: u32, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {
         let size = self.superblock.block_size as u64;
         let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
         let inode = self.file(number)?;

@@ -274,6 +274,15 @@ impl Chunk {
         self.resident & !(low | high)
     }
 
+    /// The pages have room on the device now: `promise`, or places if that is nothing.
+    pub fn give_room(&mut self, pages: u64, promise: Reservation) {
+        self.backed |= pages;
+        if !promise.is_none() {
+            self.promised |= pages;
+            self.promise.merge(promise);
+        }
+    }
+
     /// Takes part of the promise for `pages`, which are among the promised: all of it with the last of them.
     pub fn redeem(&mut self, pages: u64) -> Reservation {
         let pages = self.promised & pages;

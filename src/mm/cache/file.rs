@@ -7,7 +7,7 @@ use super::{PageCache, VolumeId, add};
 use crate::arch::page;
 use crate::fs::block::{BlockDevice, BlockError};
 use crate::fs::error::ReadOnlyReason;
-use crate::fs::{FileId, FileKind, FileSystem, FsError, Reservation};
+use crate::fs::{Backing, Extent, FileId, FileKind, FileSystem, FsError, Reservation};
 use crate::mm::addr::{Frame, PAGE_SIZE};
 use crate::mm::frame::{Frames, Owner, Urgency};
 use crate::mm::object::{
@@ -813,23 +813,25 @@ impl CachedFile {
     /// part only. Room is promised to all of it.
     fn back_last_page(self: &Arc<Self>, end: u64) -> Result<(), FsError> {
         let size = self.size();
-        if size.is_multiple_of(PAGE) || end <= size.next_multiple_of(self.block_size) {
+        if end.min(size.next_multiple_of(PAGE)) <= size.next_multiple_of(self.block_size) {
             return Ok(());
         }
         let block = size / PAGE;
-        let bit = 1 << (block % PAGES);
-        if let Some(chunk) = self.state.lock().chunk(block)
-            && chunk.backed & !chunk.promised & bit != 0
+        let mut promise = self.reserve(block * PAGE..(block + 1) * PAGE)?;
+        let mut state = self.state.lock();
+        if let Some(chunk) = state.chunk(block)
+            && chunk.resident & 1 << (block % PAGES) != 0
         {
-            chunk.backed &= !bit;
-        } else {
-            return Ok(());
+            let promise = core::mem::replace(&mut promise, Reservation::NONE);
+            chunk.give_room(1 << (block % PAGES), promise);
         }
-        let made = self.make_room(block);
-        if made.is_err() {
-            self.note_backed(block);
+        drop(state);
+        // One that is on its way has less than that.
+        self.wait_for_writes(block..block + 1);
+        if !promise.is_none() {
+            self.fs.release(promise);
         }
-        made
+        Ok(())
     }
 
     /// Busy blocks are holes.
@@ -875,9 +877,10 @@ impl CachedFile {
             return Err(self.refusal());
         }
         self.cache.limit_dirty()?;
-        let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
+        let bit = 1u64 << (block % PAGES);
         let state = self.state.lock();
-        if block >= state.blocks() {
+        let size = state.size;
+        if block * PAGE >= size {
             return Ok(());
         }
         if state.slot(block) == Slot::Hole {
@@ -895,12 +898,19 @@ impl CachedFile {
         if is_backed(&mut self.state.lock()) {
             return Ok(());
         }
-        let promise = self.reserve(block..block + 1)?;
+        let (start, end) = (block * PAGE, (block + 1) * PAGE);
+        let promise = match self.fs.reserve(self.id, start, PAGE) {
+            // Of the last page, what is needed now may have places.
+            Err(FsError::NoSpace) => {
+                self.reserve(start..end.min(size.next_multiple_of(self.block_size)))?
+            }
+            reserved => reserved?,
+        };
         let mut state = self.state.lock();
         let unused = if is_backed(&mut state) {
             Some(promise)
         } else if let Some(chunk) = state.chunk(block) {
-            give_room(chunk, page, promise);
+            chunk.give_room(bit, promise);
             None
         } else {
             Some(promise)
@@ -912,12 +922,12 @@ impl CachedFile {
         Ok(())
     }
 
-    /// Has room promised for the blocks.
+    /// Has room promised for these bytes.
     ///
     /// Promises are for the worst: where they seem to take all there is, what is dirty is given its places first, and
     /// what was freed becomes usable.
-    fn reserve(&self, blocks: Range<u64>) -> Result<Reservation, FsError> {
-        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+    fn reserve(&self, bytes: Range<u64>) -> Result<Reservation, FsError> {
+        let (offset, len) = (bytes.start, bytes.end - bytes.start);
         match self.fs.reserve(self.id, offset, len) {
             Err(FsError::NoSpace) => {
                 // What fails is another file's, perhaps, and told with its next flush.
@@ -1005,10 +1015,9 @@ impl CachedFile {
         self.back_last_page(end)?;
         self.settle_end(offset)?;
         let mut promise = match self.lacks_room(blocks.clone()) {
-            true => self.reserve(blocks.clone())?,
-            false => Reservation::NONE,
+            true => Some(self.reserve(blocks.start * PAGE..blocks.end * PAGE)?),
+            false => None,
         };
-        let have_places = promise.is_none();
         let mut done = 0;
         let result = loop {
             let at = offset + done as u64;
@@ -1018,18 +1027,14 @@ impl CachedFile {
             let from = (at % PAGE) as usize;
             let len = (PAGE_SIZE - from).min(bytes.len() - done);
             let left = (blocks.end - at / PAGE) as u32;
-            let room = if have_places {
-                None
-            } else {
-                Some(&mut promise)
-            };
+            let room = promise.as_mut();
             match self.write_block(at / PAGE, from, &bytes[done..done + len], room, left) {
                 Ok(()) => done += len,
                 Err(error) => break Err(error),
             }
         };
         drop(resizing);
-        if !promise.is_none() {
+        if let Some(promise) = promise.filter(|promise| !promise.is_none()) {
             self.fs.release(promise);
         }
         result
@@ -1081,14 +1086,14 @@ impl CachedFile {
         }
     }
 
-    /// Writes `bytes` into one block, of which they cover a part, taking room from `promise`, which is for `left`
-    /// blocks; without one, the block has a place.
+    /// Writes `bytes` into one block, of which they cover a part, taking room from `promise`, which is for `left` blocks:
+    /// all that have no place. Without one, the block had room a moment ago.
     fn write_block(
         self: &Arc<Self>,
         block: u64,
         from: usize,
         bytes: &[u8],
-        promise: Option<&mut Reservation>,
+        mut promise: Option<&mut Reservation>,
         left: u32,
     ) -> Result<(), FsError> {
         let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
@@ -1115,7 +1120,9 @@ impl CachedFile {
                 }
                 Slot::Absent => {
                     let is_new = block * PAGE >= state.size;
-                    if !is_new && bytes.len() < PAGE_SIZE {
+                    // Without a promise it was evicted just now, and perhaps its room is gone with it.
+                    let is_needed = bytes.len() < PAGE_SIZE || promise.is_none();
+                    if !is_new && is_needed {
                         drop(state);
                         match self.prime(block, Pattern::Normal) {
                             Ok(()) => continue,
@@ -1158,8 +1165,14 @@ impl CachedFile {
             if let Some(chunk) = state.chunk(block)
                 && chunk.backed & bit == 0
             {
-                let part = promise.map_or(Reservation::NONE, |promise| promise.split(1, left));
-                give_room(chunk, page, part);
+                let Some(promise) = &mut promise else {
+                    drop(state);
+                    match self.make_room(block) {
+                        Ok(()) => continue,
+                        Err(error) => break Err(error),
+                    }
+                };
+                chunk.give_room(bit, promise.split(1, left));
             }
             if end > state.size {
                 self.grow(&mut state, end);
@@ -1372,11 +1385,15 @@ impl CachedFile {
         })
     }
 
-    /// Panics where the state contradicts itself. For tests.
+    /// Panics where the state contradicts itself, or what is dirty may find no room. For tests: nobody stores or writes
+    /// meanwhile.
     pub fn check(&self) {
         let state = self.state.lock();
+        let mut unpromised = Vec::new();
         for (number, chunk) in state.chunks.all() {
             chunk.check();
+            let pages = bits(chunk.dirty & !chunk.promised);
+            unpromised.extend(pages.map(|i| number * PAGES + u64::from(i)));
             for i in bits(chunk.resident) {
                 assert!(
                     number * PAGES + u64::from(i) < state.blocks(),
@@ -1384,16 +1401,14 @@ impl CachedFile {
                 );
             }
         }
-    }
-}
-
-/// The page has room on the device now: `promise`, or a place.
-fn give_room(chunk: &mut Chunk, page: u32, promise: Reservation) {
-    let bit = 1 << page;
-    chunk.backed |= bit;
-    if !promise.is_none() {
-        chunk.promised |= bit;
-        chunk.promise.merge(promise);
+        let size = state.size;
+        drop(state);
+        for block in unpromised {
+            let len = PAGE.min(size - block * PAGE);
+            let extents = self.fs.map(self.id, block * PAGE, len).expect("a map");
+            let is_hole = |extent: &Extent| extent.backing == Backing::Hole;
+            assert!(!extents.iter().any(is_hole), "no room for page {block}");
+        }
     }
 }
 

@@ -146,6 +146,14 @@ impl CachedFile {
         let mut frames = Vec::with_capacity(MAX_RUN);
         let mut promise = Reservation::NONE;
         let mut state = self.lock();
+        // With blocks smaller than a page, the last page gets places up to the end only: its next store needs room anew.
+        let size = state.size;
+        let has_part = size % PAGE != 0 && self.block_size() < PAGE;
+        let part = has_part.then_some(size / PAGE);
+        let part_of = |number: u64| match part {
+            Some(block) if block / PAGES == number => 1 << (block % PAGES),
+            _ => 0,
+        };
         let mut first = None;
         let mut next = 0;
         'run: for (number, chunk) in state
@@ -166,7 +174,7 @@ impl CachedFile {
                     if first.is_none() {
                         return Next::Wait(block);
                     }
-                    promise.merge(begin(chunk, taken));
+                    promise.merge(begin(chunk, taken, part_of(number)));
                     break 'run;
                 }
                 first.get_or_insert(block);
@@ -174,7 +182,7 @@ impl CachedFile {
                 frames.push(chunk.frame(i));
                 taken |= 1 << i;
             }
-            promise.merge(begin(chunk, taken));
+            promise.merge(begin(chunk, taken, part_of(number)));
         }
         match first {
             Some(first) => Next::Run(Run { first, frames }, promise),
@@ -202,10 +210,14 @@ impl CachedFile {
             });
         }
         let len = bytes.end - bytes.start;
-        let extents = match self.fs().allocate(self.id(), bytes.start, len, promise) {
+        let mut promise = promise;
+        let extents = match self
+            .fs()
+            .allocate(self.id(), bytes.start, len, &mut promise)
+        {
             Ok(extents) => extents,
             Err(error) => {
-                self.end_write(&run, Err(error));
+                self.end_write(&run, Err(error), promise);
                 return Err(error);
             }
         };
@@ -220,7 +232,7 @@ impl CachedFile {
                     units.launch();
                     let _ = batch.wait(self.device());
                     let error = FsError::corrupt(Structure::Extent, self.id().0, extent.offset);
-                    self.end_write(&run, Err(error));
+                    self.end_write(&run, Err(error), promise);
                     return Err(error);
                 }
             }
@@ -266,13 +278,15 @@ impl CachedFile {
             let written = self.fs().written(self.id(), bytes.start, len, size);
             result = written;
         }
-        self.end_write(&run, result);
+        self.end_write(&run, result, Reservation::NONE);
         result
     }
 
-    fn end_write(&self, run: &Run, result: Result<(), FsError>) {
+    /// A run is not on its way any more. After an error its pages are dirty as before, with what is still promised to them.
+    fn end_write(&self, run: &Run, result: Result<(), FsError>, mut promise: Reservation) {
         let mut state = self.lock();
         let mut clean = 0;
+        let mut left = run.frames.len() as u32;
         for (number, pages) in chunks_of(run.blocks()) {
             let Some(chunk) = state.chunks.find(number) else {
                 continue;
@@ -282,6 +296,9 @@ impl CachedFile {
                 clean += u64::from((pages & !chunk.dirty).count_ones());
             } else {
                 chunk.dirty |= pages;
+                let count = pages.count_ones();
+                chunk.give_room(pages, promise.split(count, left));
+                left -= count;
             }
         }
         let count = run.frames.len() as u64;
@@ -309,11 +326,14 @@ impl CachedFile {
     }
 }
 
-/// Dirty pages of a chunk begin to be written; returns what was promised to them.
-fn begin(chunk: &mut super::chunk::Chunk, pages: u64) -> Reservation {
+/// Dirty pages of a chunk begin to be written, of which those in `parts` will not get places for all of their bytes;
+/// returns what was promised to them.
+fn begin(chunk: &mut super::chunk::Chunk, pages: u64, parts: u64) -> Reservation {
     chunk.dirty &= !pages;
     chunk.writing |= pages;
-    chunk.redeem(pages)
+    let promise = chunk.redeem(pages);
+    chunk.backed &= !(pages & parts);
+    promise
 }
 
 impl PageCache {
