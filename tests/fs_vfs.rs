@@ -181,3 +181,16 @@ fn nothing_is_made_where_nothing_can_be_mounted() {
         assert_eq!(mount_on(&vfs, path), Err(error), "{path}");
     }
 }
+
+#[test]
+fn everything_is_unmounted_after_one_in_the_middle_was() {
+    let vfs = two();
+    make(&vfs, "/", "third", FileKind::Directory);
+    let disk = Arc::new(RamDisk::new(mkfs(4096, &[], None)));
+    let fs: Arc<dyn FileSystem> = Arc::new(mount(disk, Access::ReadWrite).unwrap().file_system);
+    vfs.mount(b"/third", b"test", || Ok::<_, FsError>(fs))
+        .unwrap();
+    vfs.unmount(b"/mnt").unwrap();
+    assert_eq!(vfs.unmount_all(), []);
+    assert_eq!(vfs.mounts().len(), 0);
+}

@@ -8,7 +8,7 @@
 
 use super::error::FsError;
 use super::file_system::{FileId, FileKind, FileSystem};
-use crate::sync::SpinLock;
+use crate::sync::{Mutex, SpinLock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -28,16 +28,26 @@ pub struct Node {
     pub fs: Arc<dyn FileSystem>,
     /// The file.
     pub file: FileId,
-    mount: usize,
 }
 
 impl Node {
     /// Another file of the same file system.
     pub fn beside(&self, file: FileId) -> Node {
+        let fs = self.fs.clone();
+        Node { fs, file }
+    }
+
+    /// Where a file system begins.
+    fn root(fs: &Arc<dyn FileSystem>) -> Node {
+        let file = fs.root();
         Node {
+            fs: fs.clone(),
             file,
-            ..self.clone()
         }
+    }
+
+    fn is(&self, other: &Node) -> bool {
+        self.is_beside(other) && self.file == other.file
     }
 
     /// Whether both are in one file system.
@@ -64,14 +74,17 @@ pub struct Mount {
     pub source: Vec<u8>,
     /// The file system.
     pub fs: Arc<dyn FileSystem>,
-    /// The directory it hides: index of its mount, and file. `None` for `/`.
-    covers: Option<(usize, FileId)>,
+    /// The directory it hides. `None` for `/`.
+    covers: Option<Node>,
 }
+
+type Mounts = Arc<Vec<Mount>>;
 
 /// All that is mounted.
 pub struct Vfs {
-    // An unmounted one leaves its place empty, unless it is the last: the indices of the others stay.
-    mounts: SpinLock<Option<Arc<Vec<Option<Mount>>>>>,
+    mounts: SpinLock<Option<Mounts>>,
+    /// Held by whoever mounts or unmounts: what he found is so until he has done.
+    changing: Mutex<()>,
 }
 
 impl Default for Vfs {
@@ -85,16 +98,24 @@ impl Vfs {
     pub const fn new() -> Self {
         Self {
             mounts: SpinLock::new(None),
+            changing: Mutex::new(()),
         }
-    }
-
-    fn snapshot(&self) -> Arc<Vec<Option<Mount>>> {
-        self.mounts.lock().clone().unwrap_or_default()
     }
 
     /// What is mounted, in the order of mounting.
     pub fn mounts(&self) -> Vec<Mount> {
-        self.snapshot().iter().flatten().cloned().collect()
+        self.snapshot().to_vec()
+    }
+
+    fn snapshot(&self) -> Mounts {
+        self.mounts.lock().clone().unwrap_or_default()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Mount>)) {
+        let mut mounts = self.mounts.lock();
+        let mut new = mounts.as_deref().cloned().unwrap_or_default();
+        change(&mut new);
+        *mounts = Some(Arc::new(new));
     }
 
     /// Mounts what `make` makes on the directory `path`; the first on `/`. Where nothing can be mounted nothing is made.
@@ -104,7 +125,8 @@ impl Vfs {
         source: &[u8],
         make: impl FnOnce() -> Result<Arc<dyn FileSystem>, E>,
     ) -> Result<(), E> {
-        let covered = if self.snapshot().iter().flatten().next().is_none() {
+        let _changing = self.changing.lock();
+        let covered = if self.snapshot().is_empty() {
             if path != b"/" {
                 return Err(FsError::NothingMounted.into());
             }
@@ -128,30 +150,26 @@ impl Vfs {
             }
             (made, _) => made?,
         };
-        let mut mounts = self.mounts.lock();
-        let mut new = mounts.as_deref().cloned().unwrap_or_default();
-        new.push(Some(Mount {
+        let mount = Mount {
             path: path.to_vec(),
             source: source.to_vec(),
             fs,
-            covers: covered.map(|node| (node.mount, node.file)),
-        }));
-        *mounts = Some(Arc::new(new));
+            covers: covered,
+        };
+        self.change(|mounts| mounts.push(mount));
         Ok(())
     }
 
     /// [`FsError::Busy`] where something is mounted on what `name` means in `directory`.
     fn check_not_covered(&self, directory: &Node, name: &[u8]) -> Result<(), FsError> {
         let mounts = self.snapshot();
-        let covered = mounts.iter().flatten().filter_map(|mount| mount.covers);
-        let mut beside = covered
-            .filter(|(below, _)| *below == directory.mount)
-            .peekable();
+        let covered = mounts.iter().filter_map(|mount| mount.covers.as_ref());
+        let mut beside = covered.filter(|node| node.is_beside(directory)).peekable();
         if beside.peek().is_none() {
             return Ok(());
         }
         match directory.fs.lookup(directory.file, name) {
-            Ok(file) if beside.any(|(_, covered)| covered == file) => Err(FsError::Busy),
+            Ok(file) if beside.any(|node| node.file == file) => Err(FsError::Busy),
             Ok(_) | Err(FsError::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
@@ -182,49 +200,42 @@ impl Vfs {
 
     /// Unmounts what is mounted on `path`, making it durable first; [`FsError::Busy`] while something is mounted in it.
     pub fn unmount(&self, path: &[u8]) -> Result<(), FsError> {
+        let _changing = self.changing.lock();
         let node = self.resolve(path, LastLink::Follow)?;
         if node.file != node.fs.root() {
             return Err(FsError::NotAMountPoint);
         }
-        self.unmount_at(node.mount)
+        let mounts = self.snapshot();
+        let mount = mounts.iter().find(|mount| node.is(&Node::root(&mount.fs)));
+        self.end(mount.ok_or(FsError::NotFound)?)
     }
 
-    fn unmount_at(&self, index: usize) -> Result<(), FsError> {
-        let mounts = self.snapshot();
-        let is_below = |mount: &Mount| mount.covers.is_some_and(|(below, _)| below == index);
-        if mounts.iter().flatten().any(is_below) {
+    fn end(&self, mount: &Mount) -> Result<(), FsError> {
+        let root = Node::root(&mount.fs);
+        let covers = |other: &Mount| {
+            other
+                .covers
+                .as_ref()
+                .is_some_and(|node| node.is_beside(&root))
+        };
+        if self.snapshot().iter().any(covers) {
             return Err(FsError::Busy);
         }
-        let mount = mounts.get(index).and_then(Option::as_ref);
-        let mount = mount.ok_or(FsError::NotFound)?;
         mount.fs.unmount()?;
-        if let Some((below, directory)) = mount.covers
-            && let Some(below) = mounts[below].as_ref()
-        {
-            below.fs.close(directory)?;
+        if let Some(covered) = &mount.covers {
+            covered.fs.close(covered.file)?;
         }
-        let mut mounts = self.mounts.lock();
-        let mut new = mounts.as_deref().cloned().unwrap_or_default();
-        if let Some(place) = new.get_mut(index) {
-            *place = None;
-        }
-        while let Some(None) = new.last() {
-            new.pop();
-        }
-        *mounts = Some(Arc::new(new));
+        self.change(|mounts| mounts.retain(|other| !Arc::ptr_eq(&other.fs, &mount.fs)));
         Ok(())
     }
 
     /// Unmounts everything, last first. Errors do not stop it; each is returned with its path.
     pub fn unmount_all(&self) -> Vec<(Vec<u8>, FsError)> {
+        let _changing = self.changing.lock();
         let mut errors = Vec::new();
-        for index in (0..self.snapshot().len()).rev() {
-            let path = match &self.snapshot()[index] {
-                Some(mount) => mount.path.clone(),
-                None => continue,
-            };
-            if let Err(error) = self.unmount_at(index) {
-                errors.push((path, error));
+        for mount in self.snapshot().iter().rev() {
+            if let Err(error) = self.end(mount) {
+                errors.push((mount.path.clone(), error));
             }
         }
         errors
@@ -233,7 +244,7 @@ impl Vfs {
     /// Makes everything durable; the first error, after all have been tried.
     pub fn sync(&self) -> Result<(), FsError> {
         let mut result = Ok(());
-        for mount in self.mounts() {
+        for mount in self.snapshot().iter() {
             result = result.and(mount.fs.sync());
         }
         result
@@ -264,9 +275,8 @@ enum End {
 
 /// A walk along a path.
 struct Walk {
-    mounts: Arc<Vec<Option<Mount>>>,
-    mount: usize,
-    file: FileId,
+    mounts: Mounts,
+    at: Node,
     /// Names still to go, the next one last.
     names: Vec<Vec<u8>>,
     /// The path ended in `/`: it means a directory.
@@ -274,35 +284,26 @@ struct Walk {
     symlinks: usize,
 }
 
+/// Where all paths begin.
+fn root(mounts: &[Mount]) -> Result<Node, FsError> {
+    let root = mounts.iter().find(|mount| mount.covers.is_none());
+    Ok(Node::root(&root.ok_or(FsError::NothingMounted)?.fs))
+}
+
 impl Walk {
-    fn new(mounts: Arc<Vec<Option<Mount>>>, path: &[u8]) -> Result<Self, FsError> {
+    fn new(mounts: Mounts, path: &[u8]) -> Result<Self, FsError> {
         let mut walk = Self {
-            mount: 0,
-            file: FileId(0),
+            at: root(&mounts)?,
             names: Vec::new(),
             must_be_directory: path.ends_with(b"/"),
             symlinks: 0,
             mounts,
         };
-        walk.go_to_root()?;
         if path.is_empty() {
             return Err(FsError::NotFound);
         }
         walk.put_in_front(path)?;
         Ok(walk)
-    }
-
-    fn fs(&self, mount: usize) -> Result<&Arc<dyn FileSystem>, FsError> {
-        let mount = self.mounts.get(mount).and_then(Option::as_ref);
-        Ok(&mount.ok_or(FsError::NotFound)?.fs)
-    }
-
-    fn go_to_root(&mut self) -> Result<(), FsError> {
-        let root = |mount: &Option<Mount>| mount.as_ref().is_some_and(|m| m.covers.is_none());
-        let root = self.mounts.iter().position(root);
-        self.mount = root.ok_or(FsError::NothingMounted)?;
-        self.file = self.fs(self.mount)?.root();
-        Ok(())
     }
 
     fn put_in_front(&mut self, path: &[u8]) -> Result<(), FsError> {
@@ -321,47 +322,45 @@ impl Walk {
         while let Some(name) = self.names.pop() {
             let is_last = self.names.is_empty();
             if is_last && end == End::Parent {
-                if self.fs(self.mount)?.attributes(self.file)?.kind != FileKind::Directory {
-                    return Err(FsError::NotADirectory);
-                }
-                return Ok((self.node()?, name));
+                self.check_directory()?;
+                return Ok((self.at, name));
             }
             let keeps_link = is_last && last == LastLink::Keep && !self.must_be_directory;
             self.step(&name, keeps_link)?;
         }
-        let node = self.node()?;
-        if self.must_be_directory && node.fs.attributes(node.file)?.kind != FileKind::Directory {
-            return Err(FsError::NotADirectory);
+        if self.must_be_directory {
+            self.check_directory()?;
         }
-        Ok((node, Vec::new()))
+        Ok((self.at, Vec::new()))
     }
 
-    fn node(&self) -> Result<Node, FsError> {
-        Ok(Node {
-            fs: self.fs(self.mount)?.clone(),
-            file: self.file,
-            mount: self.mount,
-        })
+    fn check_directory(&self) -> Result<(), FsError> {
+        match self.at.fs.attributes(self.at.file)?.kind {
+            FileKind::Directory => Ok(()),
+            _ => Err(FsError::NotADirectory),
+        }
     }
 
     fn step(&mut self, name: &[u8], keeps_link: bool) -> Result<(), FsError> {
-        if name == b".." && self.file == self.fs(self.mount)?.root() {
+        if name == b".." && self.at.file == self.at.fs.root() {
             // Out of what is mounted; at the very root `..` leads nowhere.
-            let covers = self.mounts[self.mount]
-                .as_ref()
-                .and_then(|mount| mount.covers);
-            let Some((below, directory)) = covers else {
+            let here = |mount: &&Mount| Arc::ptr_eq(&mount.fs, &self.at.fs);
+            let covered = self
+                .mounts
+                .iter()
+                .find(here)
+                .and_then(|mount| mount.covers.clone());
+            let Some(covered) = covered else {
                 return Ok(());
             };
-            (self.mount, self.file) = (below, directory);
+            self.at = covered;
             return self.step(name, keeps_link);
         }
         if name.len() > MAX_NAME {
             return Err(FsError::NameTooLong);
         }
-        let directory = self.file;
-        let fs = self.fs(self.mount)?.clone();
-        let file = fs.lookup(directory, name)?;
+        let fs = &self.at.fs;
+        let file = fs.lookup(self.at.file, name)?;
         if fs.attributes(file)?.kind == FileKind::Symlink && !keeps_link {
             self.symlinks += 1;
             if self.symlinks > MAX_SYMLINKS {
@@ -372,19 +371,17 @@ impl Walk {
                 return Err(FsError::NotFound);
             }
             if target.starts_with(b"/") {
-                self.go_to_root()?;
+                self.at = root(&self.mounts)?;
             }
             if self.names.is_empty() && target.ends_with(b"/") {
                 self.must_be_directory = true;
             }
             return self.put_in_front(&target);
         }
-        self.file = file;
-        let here = (self.mount, file);
-        let covers = |mount: &Option<Mount>| mount.as_ref().is_some_and(|m| m.covers == Some(here));
-        if let Some(above) = self.mounts.iter().position(covers) {
-            self.mount = above;
-            self.file = self.fs(above)?.root();
+        self.at.file = file;
+        let covers = |mount: &&Mount| mount.covers.as_ref().is_some_and(|node| node.is(&self.at));
+        if let Some(above) = self.mounts.iter().find(covers) {
+            self.at = Node::root(&above.fs);
         }
         Ok(())
     }
