@@ -1402,20 +1402,21 @@ fn a_file_replaced_by_renaming_is_the_old_or_the_new_after_a_power_cut() {
     );
 }
 
-#[test]
-fn what_was_cut_off_does_not_come_back_when_the_file_grows_during_write_back() {
+/// Cuts a file of a page, has it grow while what is left is on its way, and then the power fails.
+fn what_was_cut_off_stays_away(is_synced: bool, grow: fn(&Machine, FileId)) {
     let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
     let fs = &machine.fs;
-    let file = machine.create("a", &[b'o'; 4096]);
+    let file = machine.create("a", &[b'o'; PAGE_SIZE]);
     fs.sync_file(file).unwrap();
     fs.set_len(file, 100).unwrap();
-    fs.sync_file(file).unwrap();
+    if is_synced {
+        fs.sync_file(file).unwrap();
+    }
     fs.write_at(file, 0, b"n").unwrap();
     let image = Arc::new(Mutex::new(Vec::new()));
     let (other, to) = (machine.clone(), image.clone());
     machine.disk.during_next_write(Box::new(move || {
-        // It may wait for this very transfer.
-        let _ = other.meanwhile(move |other| other.fs.set_len(file, 10_000).unwrap());
+        grow(&other, file);
         // Somebody else's fsync.
         other.beneath.sync().unwrap();
         *to.lock().unwrap() = other.disk.contents();
@@ -1424,42 +1425,96 @@ fn what_was_cut_off_does_not_come_back_when_the_file_grows_during_write_back() {
     machine.cache.write_out(volume).unwrap();
     let image = std::mem::take(&mut *image.lock().unwrap());
     assert!(!image.is_empty());
-    let after = mount(Arc::new(SimDisk::new(image, 1)), FsAccess::ReadWrite)
-        .unwrap()
-        .file_system;
-    let found = after.lookup(after.root(), b"a").unwrap();
-    let bytes = read_file(&after, found).unwrap();
-    assert!(bytes.len() <= 100 || bytes[100..].iter().all(|byte| *byte == 0));
+    let bytes = found_on(image, b"a");
+    let end = bytes.len().min(PAGE_SIZE);
+    assert!(bytes[end.min(100)..end].iter().all(|byte| *byte == 0));
+}
+
+/// The file as it is found by whoever mounts the image.
+fn found_on(image: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    let disk = Arc::new(SimDisk::new(image, 1));
+    let fs = mount(disk, FsAccess::ReadWrite).unwrap().file_system;
+    let file = fs.lookup(fs.root(), name).unwrap();
+    read_file(&fs, file).unwrap()
+}
+
+#[test]
+fn what_was_cut_off_does_not_come_back_when_the_file_grows_during_write_back() {
+    for is_synced in [true, false] {
+        what_was_cut_off_stays_away(is_synced, |machine, file| {
+            // It may wait for this very transfer.
+            let _ = machine.meanwhile(move |other| other.fs.set_len(file, 10_000).unwrap());
+        });
+    }
 }
 
 #[test]
 fn what_was_cut_off_does_not_come_back_when_a_later_page_arrives_first() {
-    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    for is_synced in [true, false] {
+        what_was_cut_off_stays_away(is_synced, |machine, file| {
+            machine.fs.write_at(file, 20 * PAGE, b"far").unwrap();
+            // Write-back of that page alone, by another thread's msync, say.
+            let _ = machine.meanwhile(move |other| other.cached(file).write_out(20..21).unwrap());
+        });
+    }
+}
+
+#[test]
+fn nothing_is_cut_where_the_last_page_cannot_be_read_or_become_dirty() {
+    let machine = Machine::new(1, 4 << 20, &["-b", "4096"]);
     let fs = &machine.fs;
-    let file = machine.create("a", &[b'o'; 4096]);
+    let file = machine.create("a", &[b'o'; 2 * PAGE_SIZE]);
     fs.sync_file(file).unwrap();
-    fs.set_len(file, 100).unwrap();
-    fs.sync_file(file).unwrap();
-    fs.write_at(file, 0, b"n").unwrap();
-    let image = Arc::new(Mutex::new(Vec::new()));
-    let (other, to) = (machine.clone(), image.clone());
-    machine.disk.during_next_write(Box::new(move || {
-        other.fs.write_at(file, 20 * 4096, b"far").unwrap();
-        // Write-back of that page alone, by another thread's msync, say; then somebody's fsync.
-        let _ = other.meanwhile(move |other| other.cached(file).write_out(20..21).unwrap());
-        other.beneath.sync().unwrap();
-        *to.lock().unwrap() = other.disk.contents();
-    }));
-    let volume = machine.fs.volume();
-    machine.cache.write_out(volume).unwrap();
-    let image = std::mem::take(&mut *image.lock().unwrap());
-    assert!(!image.is_empty());
-    let after = mount(Arc::new(SimDisk::new(image, 1)), FsAccess::ReadWrite)
-        .unwrap()
-        .file_system;
-    let found = after.lookup(after.root(), b"a").unwrap();
-    let bytes = read_file(&after, found).unwrap();
-    assert!(bytes.len() <= 100 || bytes[100..20 * 4096].iter().all(|byte| *byte == 0));
+    let is_cut = || {
+        machine.disk.fail_after(0);
+        let cut = fs.set_len(file, 100);
+        machine.disk.heal();
+        assert_eq!(fs.attributes(file).unwrap().size == 100, cut.is_ok());
+        cut.is_ok()
+    };
+    machine.cached(file).evict(0..2);
+    assert!(!is_cut());
+    // In memory again; but another file has as much dirty as may be, and cannot be written.
+    assert_eq!(machine.read(file, 0, 10), [b'o'; 10]);
+    let other = machine.create("b", &[]);
+    let most = machine.memory.frames().counts().total / 8 * 3;
+    while machine.cache.counts().dirty <= most {
+        fs.append(other, &[1; 32 * PAGE_SIZE]).unwrap();
+    }
+    assert!(!is_cut());
+    fs.sync_file(other).unwrap_err();
+    fs.sync_file(other).unwrap();
+    fs.close(other).unwrap();
+    machine.finish(file);
+}
+
+#[test]
+fn what_a_cut_that_failed_halfway_has_left_does_not_show_again() {
+    const LEN: u64 = 10 * PAGE;
+    let grow: [fn(&Machine, FileId); 3] = [
+        |machine, file| machine.fs.set_len(file, LEN).unwrap(),
+        |machine, file| machine.fs.write_at(file, LEN - 1, b"n").unwrap(),
+        |machine, file| machine.beneath.write_at(file, LEN - 1, b"n").unwrap(),
+    ];
+    for grow in grow {
+        let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+        let file = machine.create("a", &[b'o'; LEN as usize]);
+        machine.finish(file);
+        let machine = Machine::on(machine.disk.contents(), 1, 16 << 20);
+        machine.fs.open(file).unwrap();
+        assert_eq!(machine.read(file, 0, 10), [b'o'; 10]);
+        // The map of free blocks cannot be read.
+        machine.disk.fail_after(0);
+        machine.fs.set_len(file, 100).unwrap_err();
+        machine.disk.heal();
+        grow(&machine, file);
+        machine.fs.sync().unwrap();
+        let bytes = machine.on_disk(file);
+        assert_eq!(bytes.len() as u64, LEN);
+        assert!(bytes[PAGE_SIZE..].iter().all(|byte| *byte != b'o'));
+        machine.cached(file).evict(0..10);
+        machine.finish(file);
+    }
 }
 
 #[test]

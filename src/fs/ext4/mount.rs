@@ -12,7 +12,7 @@ use crate::fs::block::{BlockDevice, Durability};
 use crate::fs::blocking;
 use crate::fs::error::{FsError, ReadOnlyReason, Structure};
 use crate::sync::Mutex;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -101,6 +101,7 @@ impl Ext4 {
             clock: options.clock,
             read_only,
             open: BTreeMap::new(),
+            half_cut: BTreeSet::new(),
             reserved: 0,
             bounds_from: 0,
             inode_table: None,
@@ -183,6 +184,7 @@ fn open_journal(
         clock: options.clock,
         read_only: Some(ReadOnlyReason::Asked),
         open: BTreeMap::new(),
+        half_cut: BTreeSet::new(),
         reserved: 0,
         bounds_from: 0,
         inode_table: None,

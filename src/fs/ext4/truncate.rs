@@ -23,6 +23,7 @@ impl Volume {
     pub(super) fn set_len(&mut self, number: u32, len: u64) -> Result<(), FsError> {
         let inode = self.file(number)?;
         if len > inode.size() {
+            self.finish_cut(number)?;
             return self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 volume.check_size(&inode, len)?;
@@ -36,7 +37,17 @@ impl Volume {
         // Whoever cuts has waited for transfers to what goes; those that failed will not come again.
         let first = len.div_ceil(self.superblock.block_size as u64);
         self.end_filling(number, first..u64::MAX);
-        self.free_past_end(number)
+        self.half_cut.insert(number);
+        self.finish_cut(number)
+    }
+
+    /// Before the file grows: what an earlier cut has left behind its end must not show again.
+    pub(super) fn finish_cut(&mut self, number: u32) -> Result<(), FsError> {
+        if self.half_cut.contains(&number) {
+            self.free_past_end(number)?;
+            self.half_cut.remove(&number);
+        }
+        Ok(())
     }
 
     /// Makes the file end at `len`, and an orphan until its blocks behind that are freed.
@@ -92,6 +103,7 @@ impl Volume {
                 Ok(true)
             })?;
             if is_done {
+                self.half_cut.remove(&number);
                 return Ok(());
             }
         }

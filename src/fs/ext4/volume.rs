@@ -6,7 +6,7 @@ use super::store::{Block, Store};
 use super::superblock::{self, Superblock};
 use crate::fs::Timestamp;
 use crate::fs::error::{FsError, ReadOnlyReason, Structure};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -21,6 +21,8 @@ pub(super) struct Volume {
     pub(super) read_only: Option<ReadOnlyReason>,
     /// Files that are open.
     pub(super) open: BTreeMap<u32, Open>,
+    /// Files that were cut, and still have blocks behind their end: an error came between.
+    pub(super) half_cut: BTreeSet<u32>,
     /// Blocks promised to files and not yet allocated.
     pub(super) reserved: u64,
     /// For each group, a bound of its longest free run: what allocation need not look at again.

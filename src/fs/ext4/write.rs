@@ -37,6 +37,7 @@ impl Volume {
         offset: u64,
         bytes: &[u8],
     ) -> Result<usize, FsError> {
+        self.finish_cut(number)?;
         self.transact(|volume| volume.write_piece(number, offset, bytes))
     }
 
@@ -296,6 +297,7 @@ impl Volume {
     }
 
     fn back_range(&mut self, number: u32, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {
+        self.finish_cut(number)?;
         let size = self.superblock.block_size as u64;
         let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
         let inode = self.file(number)?;

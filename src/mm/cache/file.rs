@@ -1061,10 +1061,6 @@ impl CachedFile {
         }
         loop {
             self.prime(block, Pattern::Normal)?;
-            if self.state.lock().slot(block) == Slot::Hole {
-                return Ok(()); // the device holds nothing there
-            }
-            self.make_room(block)?;
             let mut state = self.state.lock();
             if self.is_read_only() {
                 drop(state);
@@ -1072,7 +1068,7 @@ impl CachedFile {
             }
             let bit = 1 << (block % PAGES);
             match state.chunk(block) {
-                Some(chunk) if chunk.hole & bit != 0 => return Ok(()),
+                Some(chunk) if chunk.hole & bit != 0 => return Ok(()), // the device holds nothing there
                 Some(chunk) if chunk.resident & chunk.backed & bit != 0 => {
                     let is_new = (chunk.dirty | chunk.writing) & bit == 0;
                     chunk.dirty |= bit;
@@ -1080,9 +1076,10 @@ impl CachedFile {
                     self.cache.note_dirty(u64::from(is_new));
                     return Ok(());
                 }
-                // Evicted meanwhile.
                 _ => {}
             }
+            drop(state);
+            self.make_room(block)?;
         }
     }
 
@@ -1215,9 +1212,11 @@ impl CachedFile {
         if let Some(reason) = self.fs.read_only() {
             return Err(FsError::ReadOnly(reason));
         }
+        let last = len / PAGE;
         if len < self.size() && !len.is_multiple_of(PAGE) {
-            // Needed below; where it cannot be read, nothing has been cut yet.
-            self.prime(len / PAGE, Pattern::Normal)?;
+            // Needed below; where it cannot be read, or not become dirty, nothing has been cut yet.
+            self.cache.limit_dirty()?;
+            self.prime(last, Pattern::Normal)?;
         }
         let mut state = self.state.lock();
         let before = state.size;
@@ -1241,7 +1240,7 @@ impl CachedFile {
         drop(state);
         self.drop_from(len.div_ceil(PAGE));
         // What is on its way to the last page is as long as the file was.
-        self.wait_for_writes(len / PAGE..len / PAGE + 1);
+        self.wait_for_writes(last..last + 1);
         let cut = self.fs.set_len(self.id, len);
         let mut state = match cut {
             Ok(()) => self.state.lock(),
@@ -1254,13 +1253,20 @@ impl CachedFile {
         };
         self.grow(&mut state, len);
         drop(state);
-        // What was cut off goes from the device, too: it must not come back when the file has grown, and the power fails
-        // before its last page is written.
-        match self.settle_end(u64::MAX) {
-            // A page of small blocks of which some are holes. It is cut all the same.
-            Err(FsError::NoSpace) => Ok(()),
-            settled => settled,
+        // What was cut off goes from the device, too, and at once: it must not come back when the file has grown, and the
+        // power fails before its last page is written.
+        match self
+            .settle_end(u64::MAX)
+            .and_then(|()| self.write_out(last..last + 1))
+        {
+            // The first is that of a page of small blocks of which some are holes.
+            Ok(()) | Err(FsError::NoSpace) => {}
+            // It is cut all the same; whoever wants it durable is told.
+            Err(error) => {
+                self.state.lock().write_error.get_or_insert(error);
+            }
         }
+        Ok(())
     }
 
     /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
