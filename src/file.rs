@@ -55,63 +55,78 @@ impl OpenOptions {
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File, FsError> {
         let _call = Call::enter();
         let path = path.as_ref();
-        let can_write = self.write || self.append;
-        let node = loop {
-            let node = self.find(path)?;
-            match node.fs.attributes(node.file)?.kind {
-                FileKind::File => {}
-                FileKind::Directory => return Err(FsError::IsADirectory),
-                _ => return Err(FsError::NotAFile),
-            }
-            node.fs.open(node.file)?;
-            // Until now nothing kept it: its name may be gone, and its number another's.
-            match VFS.resolve(path, LastLink::Follow) {
-                Ok(now) if now.file == node.file && now.is_beside(&node) => break node,
-                _ => node.fs.close(node.file)?,
-            }
-        };
-        let path: Arc<str> = String::from_utf8_lossy(path).into();
+        let (open, owned) = self.open_path(path)?;
         let file = File {
-            _open: Owned::new(Arc::new(OpenFile {
-                node: node.clone(),
-                path: path.clone(),
-                is_open: AtomicBool::new(true),
-            })),
-            node,
-            path,
+            open,
             options: *self,
             position: SpinLock::new(0),
+            _owned: owned,
         };
-        if self.truncate && can_write {
+        if self.truncate && self.can_write() {
             file.set_len(0)?;
         }
         Ok(file)
     }
 
-    /// The file at `path`, or a new one.
-    fn find(&self, path: &[u8]) -> Result<Node, FsError> {
-        let can_write = self.write || self.append;
-        match VFS.resolve(path, LastLink::Follow) {
-            Ok(_) if self.create_new => Err(FsError::Exists),
-            Err(FsError::NotFound) if (self.create || self.create_new) && can_write => {
-                let (directory, name) = VFS.resolve_parent(path)?;
-                let fs = &directory.fs;
-                let file = fs.create(directory.file, &name, FileKind::File, 0o644)?;
-                Ok(directory.beside(file))
+    fn can_write(&self) -> bool {
+        self.write || self.append
+    }
+
+    /// Opens the file that `path` leads to, after that as before: until it is open nothing keeps it, its name may be gone
+    /// and its number another's.
+    fn open_path(&self, path: &[u8]) -> Result<(Arc<OpenFile>, Owned), FsError> {
+        let mut made = None;
+        let mut has_existed = false;
+        loop {
+            let node = match VFS.resolve(path, LastLink::Follow) {
+                Err(FsError::NotFound) if self.can_write() && (self.create || self.create_new) => {
+                    match make(path) {
+                        // Made by somebody else just now; or a link that leads nowhere.
+                        Err(FsError::Exists) if !self.create_new && !has_existed => {
+                            has_existed = true;
+                            continue;
+                        }
+                        node => made.insert(node?).clone(),
+                    }
+                }
+                found => found?,
+            };
+            if self.create_new && !made.as_ref().is_some_and(|made| made.is(&node)) {
+                return Err(FsError::Exists);
             }
-            found => found,
+            let open = Arc::new(OpenFile {
+                path: String::from_utf8_lossy(path).into(),
+                is_open: AtomicBool::new(false),
+                node,
+            });
+            let owned = Owned::new(open.clone());
+            let opened = open.open();
+            match VFS.resolve(path, LastLink::Follow) {
+                Ok(now) if now.is(&open.node) => return opened.map(|()| (open, owned)),
+                // Another file by now, or none.
+                Ok(_) | Err(FsError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }
 
+/// Makes a file.
+fn make(path: &[u8]) -> Result<Node, FsError> {
+    let (directory, name) = VFS.resolve_parent(path)?;
+    let file = directory
+        .fs
+        .create(directory.file, &name, FileKind::File, 0o644)?;
+    Ok(directory.beside(file))
+}
+
 /// An open file.
 pub struct File {
-    node: Node,
-    path: Arc<str>,
+    open: Arc<OpenFile>,
     options: OpenOptions,
     position: SpinLock<u64>,
     /// Closes it.
-    _open: Owned,
+    _owned: Owned,
 }
 
 /// What a program that ends without a word leaves open.
@@ -119,6 +134,20 @@ struct OpenFile {
     node: Node,
     path: Arc<str>,
     is_open: AtomicBool,
+}
+
+impl OpenFile {
+    fn open(&self) -> Result<(), FsError> {
+        let Node { fs, file } = &self.node;
+        match fs.attributes(*file)?.kind {
+            FileKind::File => {}
+            FileKind::Directory => return Err(FsError::IsADirectory),
+            _ => return Err(FsError::NotAFile),
+        }
+        fs.open(*file)?;
+        self.is_open.store(true, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl Resource for OpenFile {
@@ -164,14 +193,14 @@ impl File {
     /// What is known about it.
     pub fn metadata(&self) -> Result<Attributes, FsError> {
         let _call = Call::enter();
-        self.node.fs.attributes(self.node.file)
+        self.open.node.fs.attributes(self.open.node.file)
     }
 
     /// Cuts it, or lets it grow with zeros.
     pub fn set_len(&self, len: u64) -> Result<(), FsError> {
         let _call = Call::enter();
         self.check(self.options.write || self.options.append)?;
-        self.node.fs.set_len(self.node.file, len)
+        self.open.node.fs.set_len(self.open.node.file, len)
     }
 
     /// Returns when all of it is durable.
@@ -180,7 +209,7 @@ impl File {
     /// What went wrong now, or with an earlier write that nobody was told of.
     pub fn sync_all(&self) -> Result<(), FsError> {
         let _call = Call::enter();
-        self.node.fs.sync_file(self.node.file)
+        self.open.node.fs.sync_file(self.open.node.file)
     }
 
     /// Returns when its bytes and its length are durable. When it was changed last may be told later.
@@ -189,7 +218,7 @@ impl File {
     /// As [`sync_all`](Self::sync_all).
     pub fn sync_data(&self) -> Result<(), FsError> {
         let _call = Call::enter();
-        self.node.fs.sync_data(self.node.file)
+        self.open.node.fs.sync_data(self.open.node.file)
     }
 
     /// Reads from where it is; less than asked for at the end.
@@ -217,7 +246,7 @@ impl File {
             if thread::is_to_end() {
                 return Err(FsError::Busy);
             }
-            let end = self.node.fs.append(self.node.file, piece)?;
+            let end = self.open.node.fs.append(self.open.node.file, piece)?;
             *self.position.lock() = end;
         }
         Ok(())
@@ -239,7 +268,10 @@ impl File {
     pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize, FsError> {
         let _call = Call::enter();
         self.check(self.options.read)?;
-        self.node.fs.read_at(self.node.file, offset, bytes)
+        self.open
+            .node
+            .fs
+            .read_at(self.open.node.file, offset, bytes)
     }
 
     /// Writes all of `bytes` at `offset`.
@@ -252,7 +284,7 @@ impl File {
                 // Nobody will see it: the call's end is the thread's.
                 return Err(FsError::Busy);
             }
-            self.node.fs.write_at(self.node.file, at, piece)?;
+            self.open.node.fs.write_at(self.open.node.file, at, piece)?;
             at += piece.len() as u64;
         }
         Ok(())
@@ -272,6 +304,9 @@ impl File {
 
     /// The file as maps show it.
     pub(crate) fn mappable(&self) -> Result<InUse, FsError> {
-        self.node.fs.mappable(self.node.file, &self.path)
+        self.open
+            .node
+            .fs
+            .mappable(self.open.node.file, &self.open.path)
     }
 }

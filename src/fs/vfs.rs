@@ -46,7 +46,8 @@ impl Node {
         }
     }
 
-    fn is(&self, other: &Node) -> bool {
+    /// Whether both are the same file.
+    pub fn is(&self, other: &Node) -> bool {
         self.is_beside(other) && self.file == other.file
     }
 
