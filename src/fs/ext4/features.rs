@@ -68,6 +68,11 @@ impl Features {
         self.ro_compat & bit != 0
     }
 
+    /// Records that there is nothing of that kind any more.
+    pub(super) fn clear_ro_compat(&mut self, bit: u32) {
+        self.ro_compat &= !bit;
+    }
+
     /// What makes mounting impossible.
     pub(super) fn unmountable(self) -> Option<Unsupported> {
         let bits = self.incompat & !INCOMPAT_KNOWN;

@@ -125,7 +125,11 @@ impl Volume {
             let features = le32(bytes, FEATURE_RO_COMPAT) & !RO_COMPAT_ORPHAN_PRESENT;
             put_le32(bytes, FEATURE_RO_COMPAT, features);
             Ok(())
-        })
+        })?;
+        self.superblock
+            .features
+            .clear_ro_compat(RO_COMPAT_ORPHAN_PRESENT);
+        Ok(())
     }
 
     fn adopt_block(&mut self, file: &Inode, block: u32) -> Result<(), FsError> {
@@ -149,6 +153,13 @@ impl Volume {
         }
         for entry in bytes[..tail].chunks_exact(4) {
             let number = le32(entry, 0);
+            if number == file.number {
+                return Err(FsError::corrupt(
+                    Structure::OrphanFile,
+                    place,
+                    number.into(),
+                ));
+            }
             if number != 0 && !self.is_orphan(number)? {
                 let mut inode = self.inode(number)?;
                 self.add_orphan(&mut inode)?;
