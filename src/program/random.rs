@@ -16,10 +16,11 @@
 pub use chacha20::ChaCha20Rng;
 pub use rand_core;
 
-use crate::arch::aarch64::kernel_map;
+use crate::arch::aarch64::kernel_map::{self, MapError};
 use crate::arch::aarch64::timer;
 use crate::driver::{pi_rng, virtio_rng};
 use crate::kernel;
+use crate::mm::addr::PhysAddr;
 use crate::sync::Mutex;
 use crate::thread::Call;
 use core::fmt;
@@ -55,7 +56,14 @@ pub fn fill(bytes: &mut [u8]) -> Result<(), NoEntropy> {
 pub fn generator() -> Result<ChaCha20Rng, NoEntropy> {
     let _call = Call::enter();
     let mut machine = GENERATOR.lock();
-    let machine = machine.get_or_insert_with(|| gather().map(ChaCha20Rng::from_seed));
+    let machine = match &mut *machine {
+        Some(known) => known,
+        None => {
+            // Where memory was short it is asked again.
+            let seed = gather().map_err(|_| NoEntropy)?;
+            machine.insert(seed.map(ChaCha20Rng::from_seed))
+        }
+    };
     let machine = machine.as_mut().map_err(|none| *none)?;
     let mut seed = [0; 32];
     machine.fill_bytes(&mut seed);
@@ -87,48 +95,59 @@ impl TryCryptoRng for SysRng {}
 /// Bytes that make a seed: fewer can be tried one by one.
 const ENOUGH: usize = 16;
 
-/// All that the sources give, hashed together.
-fn gather() -> Result<[u8; 32], NoEntropy> {
+/// All that the sources give, hashed together. An error says that one could not be asked.
+fn gather() -> Result<Result<[u8; 32], NoEntropy>, MapError> {
     let board = kernel::board();
     let mut hash = Sha256::new();
     let mut best = board.seed.len();
+    let mut not_asked = None;
     hash.update(board.seed);
     for slot in &board.virtio_slots {
-        if let Some((bytes, len)) = from_virtio(slot.base) {
-            best = best.max(len);
-            hash.update(bytes);
+        match from_virtio(slot.base) {
+            Ok(Some((bytes, len))) => {
+                best = best.max(len);
+                hash.update(bytes);
+            }
+            Ok(None) => {}
+            Err(error) => not_asked = Some(error),
         }
     }
-    if let Some((kind, base)) = board.pi_rng
-        && let Ok(registers) = kernel_map::map_device(base, pi_rng::SIZE)
-    {
-        // SAFETY: just mapped, and `GENERATOR` is locked: nobody else uses them.
-        let rng = unsafe { pi_rng::PiRng::new(registers, kind) };
-        let words = core::iter::from_fn(|| rng.word()).take(8);
-        let count = words.map(|word| hash.update(word.to_le_bytes())).count();
-        best = best.max(4 * count);
+    if let Some((kind, base)) = board.pi_rng {
+        match kernel_map::map_device(base, pi_rng::SIZE) {
+            Ok(registers) => {
+                // SAFETY: just mapped, and `GENERATOR` is locked: nobody else uses them.
+                let rng = unsafe { pi_rng::PiRng::new(registers, kind) };
+                let words = core::iter::from_fn(|| rng.word()).take(8);
+                let count = words.map(|word| hash.update(word.to_le_bytes())).count();
+                best = best.max(4 * count);
+            }
+            Err(error) => not_asked = Some(error),
+        }
     }
     // Adds little, and takes nothing away.
     hash.update(timer::now().to_le_bytes());
-    match best >= ENOUGH {
-        true => Ok(hash.finalize().into()),
-        false => Err(NoEntropy),
+    match (best >= ENOUGH, not_asked) {
+        (true, _) => Ok(Ok(hash.finalize().into())),
+        (false, Some(error)) => Err(error),
+        (false, None) => Ok(Err(NoEntropy)),
     }
 }
 
 /// What the virtio device with registers at `base` gives, if it is one that gives random bytes.
-fn from_virtio(base: crate::mm::addr::PhysAddr) -> Option<([u8; virtio_rng::BYTES], usize)> {
+fn from_virtio(base: PhysAddr) -> Result<Option<([u8; virtio_rng::BYTES], usize)>, MapError> {
     const SIZE: u64 = 0x200;
     const DEVICE_ID: u64 = 8;
     const ENTROPY: u32 = 4;
-    let registers = kernel_map::map_device(base, SIZE).ok()?;
+    let registers = kernel_map::map_device(base, SIZE)?;
     // SAFETY: just mapped, and reading the register changes nothing. A transport would reset what may be a disk.
     let id = unsafe { ((registers.0 + DEVICE_ID) as *const u32).read_volatile() };
     if id != ENTROPY {
-        return None;
+        return Ok(None);
     }
-    let header = NonNull::new(registers.0 as *mut VirtIOHeader)?;
+    let Some(header) = NonNull::new(registers.0 as *mut VirtIOHeader) else {
+        return Ok(None);
+    };
     // SAFETY: just mapped, for good; `GENERATOR` is locked: nobody else uses them.
     let transport = unsafe { MmioTransport::new(header, SIZE as usize) };
-    virtio_rng::read(transport.ok()?)
+    Ok(transport.ok().and_then(virtio_rng::read))
 }
