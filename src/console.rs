@@ -99,9 +99,8 @@ macro_rules! println {
     ($($argument:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($argument)*))) };
 }
 
-/// Prints to the console, not in the middle of another thread's output.
+/// Prints to the console, not in the middle of another thread's output. What an argument's own `fmt` prints comes before.
 pub fn print(arguments: fmt::Arguments<'_>) {
-    let _call = Call::enter();
     let mut piece = Piece::EMPTY;
     // The only error is one that an argument's own `fmt` returned: what it printed so far stands.
     let _ = piece.write_fmt(arguments);
@@ -208,6 +207,8 @@ impl Piece {
     }
 
     fn go_out(&mut self) {
+        // Not around `fmt`, which may be a program's, and call: that call is one by itself.
+        let _call = Call::enter();
         // Those who may not wait just write.
         let line = thread::may_wait().then(|| LINE.lock());
         self.bytes[..self.len]
