@@ -1663,6 +1663,39 @@ fn a_cut_races_write_back() {
 }
 
 #[test]
+fn what_a_cut_frees_of_its_last_page_is_given_to_others_after_the_transfer_to_it() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let (fs, root) = (&machine.fs, machine.fs.root());
+    let file = machine.create("a", &[b'a'; PAGE_SIZE]);
+    fs.sync_file(file).unwrap();
+    // All that is free by then is what the cut frees.
+    let filler = machine.create("filler", &[]);
+    let mut end = 0;
+    while machine.beneath.write_at(filler, end, &[0; 1024]).is_ok() {
+        end += 1024;
+    }
+    fs.create(root, b"b", FileKind::File, 0o644).unwrap();
+    let other = fs.lookup(root, b"b").unwrap();
+    machine.beneath.sync().unwrap();
+    fs.write_at(file, 0, &[b'A'; PAGE_SIZE]).unwrap();
+    let during = machine.clone();
+    machine.disk.during_next_write(Box::new(move || {
+        let _ = during.meanwhile(move |machine| machine.fs.set_len(file, 1000).unwrap());
+        during.beneath.sync().unwrap();
+        let written = during.beneath.write_at(other, 0, &[b'b'; 2048]);
+        assert_eq!(written, Err(FsError::NoSpace));
+    }));
+    machine.cached(file).write_out(0..1).unwrap();
+    while machine.fs.attributes(file).unwrap().allocated > 1024 {
+        sleep(Duration::from_millis(1));
+    }
+    let written = machine.beneath.write_at(other, 0, &[b'b'; 2048]);
+    assert_eq!(written, Ok(()));
+    fs.close(filler).unwrap();
+    machine.finish(file);
+}
+
+#[test]
 fn a_lock_that_fails_leaves_what_was_locked_before() {
     let machine = machine();
     let file = machine.cold("a", &numbered(4));
