@@ -148,7 +148,7 @@ impl CachedFile {
         let mut state = self.lock();
         // With blocks smaller than a page, the last page gets places up to the end only: its next store needs room anew.
         let size = state.size;
-        let has_part = size % PAGE != 0 && self.block_size() < PAGE;
+        let has_part = !size.is_multiple_of(PAGE) && self.block_size() < PAGE;
         let part = has_part.then_some(size / PAGE);
         let part_of = |number: u64| match part {
             Some(block) if block / PAGES == number => 1 << (block % PAGES),
