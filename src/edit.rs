@@ -281,6 +281,11 @@ impl Editor {
     fn search(&mut self, key: Key, screen: &mut String) -> Option<Outcome> {
         let search = self.search.as_mut()?;
         let from = match key {
+            // No line is longer.
+            Key::Character(character) if search.text.len() + character.len_utf8() > MAX_LEN => {
+                bell(screen);
+                return None;
+            }
             Key::Character(character) => {
                 search.text.push(character);
                 search.at.map_or(self.history.len(), |at| at + 1)

@@ -1,6 +1,6 @@
 //! The editor before the model of a terminal.
 
-use super::{COLUMNS, Candidate, Complete, Editor, Outcome, line::width, line::width_of};
+use super::{COLUMNS, Candidate, Complete, Editor, MAX_LEN, Outcome, line::width, line::width_of};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use proptest::prelude::{
@@ -234,6 +234,16 @@ fn ctrl_r_searches_backwards() {
     session.type_in("\x12map\x07").shows("> sum /one");
     session.type_in("\x12two\r");
     assert_eq!(session.outcomes.last(), Some(&entered("map /two")));
+}
+
+#[test]
+fn what_is_searched_for_is_no_longer_than_a_line() {
+    let mut session = Session::new();
+    session.type_in("\x12");
+    session.type_in(&"x".repeat(MAX_LEN + 9));
+    // As many are taken back.
+    let text = session.type_in(&"\x7f".repeat(MAX_LEN));
+    text.shows("(search) : ");
 }
 
 #[test]
