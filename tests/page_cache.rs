@@ -1598,6 +1598,9 @@ fn a_cut_races_a_fault() {
     machine.disk.during_next_read(Box::new(move || {
         *thread.lock().unwrap() =
             Some(during.meanwhile(move |machine| machine.fs.set_len(file, 2 * PAGE).unwrap()));
+        let is_cut = || during.fs.attributes(file).unwrap().size == 2 * PAGE;
+        let mut looks = (0..60_000).map(|_| sleep(Duration::from_millis(1)));
+        assert!(looks.any(|()| is_cut()), "the cut waits before it says so");
     }));
     assert_eq!(machine.load(at(base, 5, 0)), Err(FaultError::PastEnd));
     cut.lock().unwrap().take().unwrap().join().unwrap();
