@@ -1328,12 +1328,14 @@ fn a_full_disk_is_told_before_a_page_of_small_blocks_grows() {
         |machine: &Machine, file| machine.fs.write_at(file, 8192, &[2; 1024]),
     ] {
         assert_eq!(grow(&machine, file), Err(FsError::NoSpace));
-        // What has a place can still be stored to.
+        // What has a place can still be stored to, and written.
         machine.store(base, b'S').unwrap();
+        machine.fs.sync_file(file).unwrap();
+        machine.fs.write_at(file, 1, b"H").unwrap();
         machine.fs.sync_file(file).unwrap();
     }
     let bytes = machine.finish(file);
-    assert_eq!(&bytes[..5], b"Short");
+    assert_eq!(&bytes[..5], b"SHort");
 }
 
 #[test]

@@ -1015,7 +1015,11 @@ impl CachedFile {
         self.back_last_page(end)?;
         self.settle_end(offset)?;
         let mut promise = match self.lacks_room(blocks.clone()) {
-            true => Some(self.reserve(blocks.start * PAGE..blocks.end * PAGE)?),
+            true => {
+                // What is behind the end of the file needs none.
+                let end = end.max(self.size()).next_multiple_of(self.block_size);
+                Some(self.reserve(blocks.start * PAGE..end.min(blocks.end * PAGE))?)
+            }
             false => None,
         };
         let mut done = 0;
