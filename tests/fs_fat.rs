@@ -201,6 +201,27 @@ fn what_fat_cannot_do_is_refused() {
 }
 
 #[test]
+fn a_file_is_renamed_to_itself_in_other_letters() {
+    for image in volumes() {
+        let (_, fs) = mount(image);
+        let file = fs
+            .create(fs.root(), b"readme", FileKind::File, 0o644)
+            .unwrap();
+        for is_open in [false, true] {
+            if is_open {
+                fs.open(file).unwrap();
+            }
+            for [name, new] in [[b"readme", b"README"], [b"README", b"readme"]] {
+                fs.rename(fs.root(), name, fs.root(), new).unwrap();
+                fs.rename(fs.root(), new, fs.root(), new).unwrap();
+                fs.attributes(file).unwrap();
+            }
+        }
+        fs.close(file).unwrap();
+    }
+}
+
+#[test]
 fn mutated_volumes_neither_panic_nor_hang() {
     for image in volumes().into_iter().take(2) {
         let (disk, fs) = mount(image);

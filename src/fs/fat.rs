@@ -318,9 +318,17 @@ impl FileSystem for Fat {
     ) -> Result<Option<FileId>, FsError> {
         let (from, name) = (node(from)?, Name::from_bytes(name));
         let mut volume = self.volume.lock();
-        volume.unname(node(to)?, new_name, |driver, to, new_name| {
+        let rename = |driver: &mut FatFs<Disk>, to, new_name: &Name| {
             driver.rename(from, name, to, new_name, RenameMode::Replace)
-        })?;
+        };
+        // Perhaps to itself, in other letters.
+        if volume.are_same(from, name, node(to)?, Name::from_bytes(new_name)) {
+            volume.check_writable()?;
+            let new_name = Name::from_bytes(new_name);
+            rename(&mut volume.driver, node(to)?, new_name).map_err(error)?;
+        } else {
+            volume.unname(node(to)?, new_name, rename)?;
+        }
         Ok(None)
     }
 
@@ -486,6 +494,19 @@ impl Volume {
         self.opened(node, OpenMode::Write, |driver, node| {
             driver.truncate(node, len).map_err(error)
         })
+    }
+
+    /// Whether both names are there, and of one file.
+    fn are_same(&mut self, from: NodeId, name: &Name, to: NodeId, other: &Name) -> bool {
+        let Ok(found) = self.driver.lookup(from, name) else {
+            return false;
+        };
+        let is_same = self.driver.lookup(to, other).is_ok_and(|other| {
+            self.driver.forget(other, 1);
+            other == found
+        });
+        self.driver.forget(found, 1);
+        is_same
     }
 
     /// Does `f`, which takes the name from what has it, if anything has. What is open cannot be without a name here.
