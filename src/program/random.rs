@@ -20,9 +20,10 @@ use crate::arch::aarch64::kernel_map::{self, MapError};
 use crate::arch::aarch64::timer;
 use crate::driver::{pi_rng, virtio_rng};
 use crate::kernel;
-use crate::mm::addr::PhysAddr;
+use crate::mm::addr::{PhysAddr, VirtAddr};
 use crate::sync::Mutex;
 use crate::thread::Call;
+use alloc::collections::BTreeMap;
 use core::fmt;
 use core::ptr::NonNull;
 use rand_core::{Rng, SeedableRng, TryCryptoRng, TryRng};
@@ -45,6 +46,9 @@ impl core::error::Error for NoEntropy {}
 
 /// The machine's generator, once it was asked for.
 static GENERATOR: Mutex<Option<Result<ChaCha20Rng, NoEntropy>>> = Mutex::new(None);
+
+/// Where registers are mapped, by their addresses: for good.
+static MAPPED: Mutex<BTreeMap<u64, VirtAddr>> = Mutex::new(BTreeMap::new());
 
 /// Fills `bytes`.
 pub fn fill(bytes: &mut [u8]) -> Result<(), NoEntropy> {
@@ -113,7 +117,7 @@ fn gather() -> Result<Result<[u8; 32], NoEntropy>, MapError> {
         }
     }
     if let Some((kind, base)) = board.pi_rng {
-        match kernel_map::map_device(base, pi_rng::SIZE) {
+        match registers_at(base, pi_rng::SIZE) {
             Ok(registers) => {
                 // SAFETY: just mapped, and `GENERATOR` is locked: nobody else uses them.
                 let rng = unsafe { pi_rng::PiRng::new(registers, kind) };
@@ -133,12 +137,23 @@ fn gather() -> Result<Result<[u8; 32], NoEntropy>, MapError> {
     }
 }
 
+/// Registers, mapped when they are first asked for.
+fn registers_at(base: PhysAddr, size: u64) -> Result<VirtAddr, MapError> {
+    let mut mapped = MAPPED.lock();
+    if let Some(registers) = mapped.get(&base.0) {
+        return Ok(*registers);
+    }
+    let registers = kernel_map::map_device(base, size)?;
+    mapped.insert(base.0, registers);
+    Ok(registers)
+}
+
 /// What the virtio device with registers at `base` gives, if it is one that gives random bytes.
 fn from_virtio(base: PhysAddr) -> Result<Option<([u8; virtio_rng::BYTES], usize)>, MapError> {
     const SIZE: u64 = 0x200;
     const DEVICE_ID: u64 = 8;
     const ENTROPY: u32 = 4;
-    let registers = kernel_map::map_device(base, SIZE)?;
+    let registers = registers_at(base, SIZE)?;
     // SAFETY: just mapped, and reading the register changes nothing. A transport would reset what may be a disk.
     let id = unsafe { ((registers.0 + DEVICE_ID) as *const u32).read_volatile() };
     if id != ENTROPY {
