@@ -1506,12 +1506,7 @@ fn what_a_cut_that_failed_halfway_has_left_does_not_show_again() {
         |machine, file| machine.beneath.write_at(file, LEN - 1, b"n").unwrap(),
     ];
     for grow in grow {
-        let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
-        let file = machine.create("a", &[b'o'; LEN as usize]);
-        machine.finish(file);
-        let machine = Machine::on(machine.disk.contents(), 1, 16 << 20);
-        machine.fs.open(file).unwrap();
-        assert_eq!(machine.read(file, 0, 10), [b'o'; 10]);
+        let (machine, file) = ten_pages();
         // The map of free blocks cannot be read.
         machine.disk.fail_after(0);
         machine.fs.set_len(file, 100).unwrap_err();
@@ -1524,6 +1519,106 @@ fn what_a_cut_that_failed_halfway_has_left_does_not_show_again() {
         machine.cached(file).evict(0..10);
         machine.finish(file);
     }
+}
+
+/// A file of ten pages on a disk of which nothing was read yet but its first page.
+fn ten_pages() -> (Machine, FileId) {
+    let machine = Machine::new(1, 16 << 20, &["-b", "4096"]);
+    let file = machine.create("a", &[b'o'; 10 * PAGE_SIZE]);
+    machine.finish(file);
+    let machine = Machine::on(machine.disk.contents(), 1, 16 << 20);
+    machine.fs.open(file).unwrap();
+    assert_eq!(machine.read(file, 0, 10), [b'o'; 10]);
+    (machine, file)
+}
+
+#[test]
+fn what_a_failed_cut_has_left_of_the_last_page_goes_before_the_file_grows() {
+    let (machine, file) = ten_pages();
+    machine.disk.fail_after(0);
+    machine.fs.set_len(file, 100).unwrap_err();
+    machine.disk.heal();
+    machine.fs.write_at(file, 0, b"n").unwrap();
+    let image = Arc::new(Mutex::new(Vec::new()));
+    let (other, to) = (machine.clone(), image.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        let _ = other.meanwhile(move |other| other.fs.set_len(file, 10_000).unwrap());
+        other.beneath.sync().unwrap();
+        *to.lock().unwrap() = other.disk.contents();
+    }));
+    machine.cache.write_out(machine.fs.volume()).unwrap();
+    let image = std::mem::take(&mut *image.lock().unwrap());
+    let bytes = found_on(image, b"a");
+    assert!(bytes[100.min(bytes.len())..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_stays_of_a_file_can_be_written_though_a_cut_of_it_failed() {
+    let (machine, file) = ten_pages();
+    // The descriptors of groups are in block 1; the first one begins with the block that maps what is free.
+    let bytes = machine.disk.contents();
+    let bitmap = u32::from_le_bytes(bytes[PAGE_SIZE..][..4].try_into().unwrap());
+    for sector in 0..8 {
+        let error = BlockError::Device { offset: 0 };
+        machine
+            .disk
+            .fail_sector(u64::from(bitmap) * 8 + sector, error);
+    }
+    machine.fs.set_len(file, 5 * PAGE).unwrap_err();
+    machine.fs.write_at(file, 0, b"new").unwrap();
+    machine.fs.sync_file(file).unwrap();
+    assert_eq!(machine.on_disk(file)[..3], *b"new");
+}
+
+#[test]
+fn a_cut_of_what_the_device_never_had_writes_nothing() {
+    let machine = machine();
+    let file = machine.create("a", &[1; 10_000]);
+    let before = machine.disk.requests();
+    for len in [9_000, 5_000, 7_000, 100] {
+        machine.fs.set_len(file, len).unwrap();
+    }
+    assert_eq!(machine.disk.requests(), before);
+    machine.finish(file);
+}
+
+#[test]
+fn pages_that_have_places_take_no_room_from_others() {
+    let machine = machine();
+    let file = machine.create("a", &[b'o'; 31 * PAGE_SIZE]);
+    machine.fs.sync_file(file).unwrap();
+    machine.cached(file).evict(0..64);
+    machine
+        .fs
+        .write_at(file, 0, &[b'n'; 32 * PAGE_SIZE])
+        .unwrap();
+    machine.check();
+    machine.cached(file).write_out(0..31).unwrap();
+    // The rest of the disk is somebody else's.
+    let filler = machine.create("filler", &[]);
+    let mut end = 0;
+    while machine
+        .beneath
+        .write_at(filler, end, &[0; PAGE_SIZE])
+        .is_ok()
+    {
+        end += PAGE;
+    }
+    machine.fs.sync_file(file).unwrap();
+    machine.fs.close(filler).unwrap();
+    machine.finish(file);
+}
+
+#[test]
+fn what_is_appended_to_a_page_of_small_blocks_is_promised_room_once() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let file = machine.create("a", &[1; 600]);
+    let before = room(&machine);
+    for _ in 0..5 {
+        machine.fs.append(file, &[1; 600]).unwrap();
+    }
+    assert_eq!(room(&machine), before);
+    machine.finish(file);
 }
 
 #[test]

@@ -137,9 +137,9 @@ impl Reservation {
     }
 
     /// Takes as much of it out as `part` of `whole` equal pieces.
-    pub fn split(&mut self, part: u32, whole: u32) -> Self {
-        let (part, whole) = (u64::from(part), u64::from(whole.max(1)));
-        let blocks = (u128::from(self.blocks) * u128::from(part)).div_ceil(u128::from(whole));
+    pub fn split(&mut self, part: u64, whole: u64) -> Self {
+        let whole = u128::from(whole.max(1));
+        let blocks = (u128::from(self.blocks) * u128::from(part)).div_ceil(whole);
         let blocks = (blocks as u64).min(self.blocks);
         self.blocks -= blocks;
         Self { blocks }
@@ -152,7 +152,7 @@ impl Reservation {
 /// [`sync_file`](Self::sync_file) and [`unmount`](Self::unmount) alone end with a flush of the device (a journaling
 /// file system may commit, and flush, at any other time, too). A power cut leaves the state of one moment between the
 /// last of these and now, apart from the bytes of files that were being written. An error of any call leaves names,
-/// sizes and allocation as they were before, but a write of megabytes may have been done in part.
+/// sizes and allocation as they were before, but a large write may have been done in part.
 ///
 /// The bytes that [`read_at`](Self::read_at) and [`write_at`](Self::write_at) are given may lie in a map of the same file
 /// system: they are touched while no lock is held. Names and targets must lie in memory that cannot fault.

@@ -23,7 +23,7 @@ impl Volume {
     pub(super) fn set_len(&mut self, number: u32, len: u64) -> Result<(), FsError> {
         let inode = self.file(number)?;
         if len > inode.size() {
-            self.finish_cut(number)?;
+            self.finish_cut(&inode, len)?;
             return self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 volume.check_size(&inode, len)?;
@@ -38,14 +38,20 @@ impl Volume {
         let first = len.div_ceil(self.superblock.block_size as u64);
         self.end_filling(number, first..u64::MAX);
         self.half_cut.insert(number);
-        self.finish_cut(number)
+        self.free_past_end(number)?;
+        self.half_cut.remove(&number);
+        Ok(())
     }
 
-    /// Before the file grows: what an earlier cut has left behind its end must not show again.
-    pub(super) fn finish_cut(&mut self, number: u32) -> Result<(), FsError> {
-        if self.half_cut.contains(&number) {
-            self.free_past_end(number)?;
-            self.half_cut.remove(&number);
+    /// Before the file grows to `end`: what an earlier cut has left behind its last block must not show again.
+    pub(super) fn finish_cut(&mut self, inode: &Inode, end: u64) -> Result<(), FsError> {
+        let is_behind = end
+            > inode
+                .size()
+                .next_multiple_of(self.superblock.block_size as u64);
+        if is_behind && self.half_cut.contains(&inode.number) {
+            self.free_past_end(inode.number)?;
+            self.half_cut.remove(&inode.number);
         }
         Ok(())
     }

@@ -288,7 +288,7 @@ impl Chunk {
         let pages = self.promised & pages;
         let part = self
             .promise
-            .split(pages.count_ones(), self.promised.count_ones());
+            .split(pages.count_ones().into(), self.promised.count_ones().into());
         self.promised &= !pages;
         part
     }

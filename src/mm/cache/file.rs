@@ -76,6 +76,8 @@ pub(super) struct State {
     pub failures: u64,
     users: u32,
     is_unlinked: bool,
+    /// The device may hold something behind the end, in the last page: it was cut, and not written since.
+    is_unsettled: bool,
     handle: Weak<FileHandle>,
     /// Sizes that the file must keep.
     holds: Vec<u64>,
@@ -380,6 +382,7 @@ impl CachedFile {
                 failures: 0,
                 users: 0,
                 is_unlinked: attributes.links == 0,
+                is_unsettled: false,
                 handle: Weak::new(),
                 holds: Vec::new(),
             }),
@@ -817,19 +820,20 @@ impl CachedFile {
             return Ok(());
         }
         let block = size / PAGE;
-        let mut promise = self.reserve(block * PAGE..(block + 1) * PAGE)?;
-        let mut state = self.state.lock();
-        if let Some(chunk) = state.chunk(block)
-            && chunk.resident & 1 << (block % PAGES) != 0
-        {
-            let promise = core::mem::replace(&mut promise, Reservation::NONE);
-            chunk.give_room(1 << (block % PAGES), promise);
+        let bit = 1 << (block % PAGES);
+        // What is promised to a page is for all of it.
+        let lacks = |chunk: &&mut Chunk| chunk.resident & !chunk.promised & bit != 0;
+        if self.state.lock().chunk(block).filter(lacks).is_none() {
+            return Ok(());
         }
-        drop(state);
-        // One that is on its way has less than that.
-        self.wait_for_writes(block..block + 1);
-        if !promise.is_none() {
-            self.fs.release(promise);
+        let promise = self.reserve(block..block + 1, end)?;
+        let mut state = self.state.lock();
+        match state.chunk(block).filter(lacks) {
+            Some(chunk) => chunk.give_room(bit, promise),
+            None => {
+                drop(state);
+                self.fs.release(promise);
+            }
         }
         Ok(())
     }
@@ -898,14 +902,7 @@ impl CachedFile {
         if is_backed(&mut self.state.lock()) {
             return Ok(());
         }
-        let (start, end) = (block * PAGE, (block + 1) * PAGE);
-        let promise = match self.fs.reserve(self.id, start, PAGE) {
-            // Of the last page, what is needed now may have places.
-            Err(FsError::NoSpace) => {
-                self.reserve(start..end.min(size.next_multiple_of(self.block_size)))?
-            }
-            reserved => reserved?,
-        };
+        let promise = self.reserve(block..block + 1, size)?;
         let mut state = self.state.lock();
         let unused = if is_backed(&mut state) {
             Some(promise)
@@ -922,21 +919,28 @@ impl CachedFile {
         Ok(())
     }
 
-    /// Has room promised for these bytes.
+    /// Has room promised for the blocks: nothing, if all that they hold of a file that ends at `end` has places.
     ///
-    /// Promises are for the worst: where they seem to take all there is, what is dirty is given its places first, and
-    /// what was freed becomes usable.
-    fn reserve(&self, bytes: Range<u64>) -> Result<Reservation, FsError> {
-        let (offset, len) = (bytes.start, bytes.end - bytes.start);
+    /// Promises are for the worst, and for whole blocks: where they seem to take all there is, what has places needs none;
+    /// then what is dirty is given its places first, and what was freed becomes usable.
+    fn reserve(&self, blocks: Range<u64>, end: u64) -> Result<Reservation, FsError> {
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        let needed = end.next_multiple_of(self.block_size).saturating_sub(offset);
         match self.fs.reserve(self.id, offset, len) {
-            Err(FsError::NoSpace) => {
-                // What fails is another file's, perhaps, and told with its next flush.
-                let _ = self.cache.write_back(Some(self.volume));
-                self.fs.sync()?;
-                self.fs.reserve(self.id, offset, len)
-            }
-            reserved => reserved,
+            Err(FsError::NoSpace) => {}
+            reserved => return reserved,
         }
+        if needed < len {
+            match self.fs.reserve(self.id, offset, needed) {
+                Ok(promise) if !promise.is_none() => self.fs.release(promise),
+                Err(FsError::NoSpace) => {}
+                reserved => return reserved,
+            }
+        }
+        // What fails is another file's, perhaps, and told with its next flush.
+        let _ = self.cache.write_back(Some(self.volume));
+        self.fs.sync()?;
+        self.fs.reserve(self.id, offset, len)
     }
 
     /// Makes a page of zeros of a hole. No map shows the hole any more when the page is published.
@@ -1012,14 +1016,13 @@ impl CachedFile {
             .checked_add(bytes.len() as u64)
             .ok_or(FsError::FileTooLarge)?;
         let blocks = offset / PAGE..end.div_ceil(PAGE);
+        if end > self.size() {
+            self.settle_cut()?;
+        }
         self.back_last_page(end)?;
         self.settle_end(offset)?;
-        let mut promise = match self.lacks_room(blocks.clone()) {
-            true => {
-                // What is behind the end of the file needs none.
-                let end = end.max(self.size()).next_multiple_of(self.block_size);
-                Some(self.reserve(blocks.start * PAGE..end.min(blocks.end * PAGE))?)
-            }
+        let mut room = match self.lacks_room(blocks.clone()) {
+            true => Some(self.room(blocks.clone(), end)?),
             false => None,
         };
         let mut done = 0;
@@ -1030,18 +1033,39 @@ impl CachedFile {
             }
             let from = (at % PAGE) as usize;
             let len = (PAGE_SIZE - from).min(bytes.len() - done);
-            let left = (blocks.end - at / PAGE) as u32;
-            let room = promise.as_mut();
-            match self.write_block(at / PAGE, from, &bytes[done..done + len], room, left) {
+            match self.write_block(at / PAGE, from, &bytes[done..done + len], room.as_mut()) {
                 Ok(()) => done += len,
                 Err(error) => break Err(error),
             }
         };
         drop(resizing);
-        if let Some(promise) = promise.filter(|promise| !promise.is_none()) {
-            self.fs.release(promise);
+        if let Some(room) = room.filter(|room| !room.promise.is_none()) {
+            self.fs.release(room.promise);
         }
         result
+    }
+
+    /// Room for a write to the blocks, after which the file has at least `end` bytes.
+    fn room(&self, blocks: Range<u64>, end: u64) -> Result<Room, FsError> {
+        let promise = self.reserve(blocks.clone(), end.max(self.size()))?;
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        let mut holes = Vec::new();
+        if !promise.is_none() {
+            let extents = match self.fs.map(self.id, offset, len) {
+                Ok(extents) => extents,
+                Err(error) => {
+                    self.fs.release(promise);
+                    return Err(error);
+                }
+            };
+            let is_hole = |extent: &Extent| extent.backing == Backing::Hole;
+            holes = extents.into_iter().filter(is_hole).collect();
+        }
+        Ok(Room {
+            promise,
+            left: holes.iter().map(|hole| hole.len).sum(),
+            holes,
+        })
     }
 
     /// Whether one of the blocks may not become dirty yet.
@@ -1087,15 +1111,13 @@ impl CachedFile {
         }
     }
 
-    /// Writes `bytes` into one block, of which they cover a part, taking room from `promise`, which is for `left` blocks:
-    /// all that have no place. Without one, the block had room a moment ago.
+    /// Writes `bytes` into one block, of which they cover a part. Without `room` to take from, it had some a moment ago.
     fn write_block(
         self: &Arc<Self>,
         block: u64,
         from: usize,
         bytes: &[u8],
-        mut promise: Option<&mut Reservation>,
-        left: u32,
+        mut room: Option<&mut Room>,
     ) -> Result<(), FsError> {
         let (page, bit) = ((block % PAGES) as u32, 1u64 << (block % PAGES));
         let end = block * PAGE + (from + bytes.len()) as u64;
@@ -1121,8 +1143,8 @@ impl CachedFile {
                 }
                 Slot::Absent => {
                     let is_new = block * PAGE >= state.size;
-                    // Without a promise it was evicted just now, and perhaps its room is gone with it.
-                    let is_needed = bytes.len() < PAGE_SIZE || promise.is_none();
+                    // Without room to take it was evicted just now, and perhaps its room is gone with it.
+                    let is_needed = bytes.len() < PAGE_SIZE || room.is_none();
                     if !is_new && is_needed {
                         drop(state);
                         match self.prime(block, Pattern::Normal) {
@@ -1166,14 +1188,14 @@ impl CachedFile {
             if let Some(chunk) = state.chunk(block)
                 && chunk.backed & bit == 0
             {
-                let Some(promise) = &mut promise else {
+                let Some(room) = &mut room else {
                     drop(state);
                     match self.make_room(block) {
                         Ok(()) => continue,
                         Err(error) => break Err(error),
                     }
                 };
-                chunk.give_room(bit, promise.split(1, left));
+                chunk.give_room(bit, room.take(block));
             }
             if end > state.size {
                 self.grow(&mut state, end);
@@ -1227,6 +1249,7 @@ impl CachedFile {
         if len >= before {
             drop(state);
             if len > before {
+                self.settle_cut()?;
                 self.back_last_page(len)?;
                 // The file system first: from then on the device has zeros behind the old end.
                 self.fs.set_len(self.id, len)?;
@@ -1246,31 +1269,46 @@ impl CachedFile {
         // What is on its way to the last page is as long as the file was.
         self.wait_for_writes(last..last + 1);
         let cut = self.fs.set_len(self.id, len);
-        let mut state = match cut {
-            Ok(()) => self.state.lock(),
-            Err(error) => {
+        let mut state = self.state.lock();
+        if cut.is_err() {
+            drop(state);
+            let size = self.fs.attributes(self.id).map_or(0, |found| found.size);
+            state = self.state.lock();
+            if size > len {
                 // It is as long as it was; what was not written of the rest is gone, but nothing that was to stay.
-                let size = self.fs.attributes(self.id).map_or(0, |found| found.size);
-                self.state.lock().size = size.max(len);
-                return Err(error);
-            }
-        };
-        self.grow(&mut state, len);
-        drop(state);
-        // What was cut off goes from the device, too, and at once: it must not come back when the file has grown, and the
-        // power fails before its last page is written.
-        match self
-            .settle_end(u64::MAX)
-            .and_then(|()| self.write_out(last..last + 1))
-        {
-            // The first is that of a page of small blocks of which some are holes.
-            Ok(()) | Err(FsError::NoSpace) => {}
-            // It is cut all the same; whoever wants it durable is told.
-            Err(error) => {
-                self.state.lock().write_error.get_or_insert(error);
+                state.size = size;
+                return cut;
             }
         }
+        self.grow(&mut state, len);
+        drop(state);
+        let is_settled = self.is_on_device(len) == Ok(false);
+        self.state.lock().is_unsettled = !is_settled;
+        // It is cut, whatever becomes of this: before it grows it is tried again.
+        let _ = self.settle_cut();
+        cut
+    }
+
+    /// What was cut off goes from the device, too, and before the file grows: it must not come back when the power fails
+    /// before its last page is written.
+    fn settle_cut(self: &Arc<Self>) -> Result<(), FsError> {
+        if self.state.lock().is_unsettled {
+            let last = self.size() / PAGE;
+            self.settle_end(u64::MAX)?;
+            self.write_out(last..last + 1)?;
+            self.state.lock().is_unsettled = false;
+        }
         Ok(())
+    }
+
+    /// Whether byte `at`, in the midst of a page, is in a block that holds data on the device.
+    fn is_on_device(&self, at: u64) -> Result<bool, FsError> {
+        if at.is_multiple_of(self.block_size) {
+            return Ok(false);
+        }
+        let extents = self.fs.map(self.id, at, 1)?;
+        let is_written = |extent: &Extent| matches!(extent.backing, Backing::Written(_));
+        Ok(extents.iter().any(is_written))
     }
 
     /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
@@ -1419,6 +1457,29 @@ impl CachedFile {
             let is_hole = |extent: &Extent| extent.backing == Backing::Hole;
             assert!(!extents.iter().any(is_hole), "no room for page {block}");
         }
+    }
+}
+
+/// Room for a write: what was promised to the holes that it fills.
+struct Room {
+    promise: Reservation,
+    holes: Vec<Extent>,
+    /// Bytes of the holes that have had no share.
+    left: u64,
+}
+
+impl Room {
+    /// The share of a block that has had none: nothing, if it has a place.
+    fn take(&mut self, block: u64) -> Reservation {
+        let (start, end) = (block * PAGE, (block + 1) * PAGE);
+        let inside = |hole: &Extent| {
+            let hole = hole.offset.max(start)..(hole.offset + hole.len).min(end);
+            hole.end.saturating_sub(hole.start)
+        };
+        let part = self.holes.iter().map(inside).sum();
+        let share = self.promise.split(part, self.left);
+        self.left -= part;
+        share
     }
 }
 

@@ -286,7 +286,7 @@ impl CachedFile {
     fn end_write(&self, run: &Run, result: Result<(), FsError>, mut promise: Reservation) {
         let mut state = self.lock();
         let mut clean = 0;
-        let mut left = run.frames.len() as u32;
+        let mut left = run.frames.len() as u64;
         for (number, pages) in chunks_of(run.blocks()) {
             let Some(chunk) = state.chunks.find(number) else {
                 continue;
@@ -296,7 +296,7 @@ impl CachedFile {
                 clean += u64::from((pages & !chunk.dirty).count_ones());
             } else {
                 chunk.dirty |= pages;
-                let count = pages.count_ones();
+                let count = pages.count_ones().into();
                 chunk.give_room(pages, promise.split(count, left));
                 left -= count;
             }
