@@ -240,10 +240,10 @@ fn ctrl_r_searches_backwards() {
 fn what_is_searched_for_is_no_longer_than_a_line() {
     let mut session = Session::new();
     session.type_in("\x12");
-    session.type_in(&"x".repeat(MAX_LEN + 9));
+    session.type_in("x".repeat(MAX_LEN + 9));
     // As many are taken back.
-    let text = session.type_in(&"\x7f".repeat(MAX_LEN));
-    text.shows("(search) : ");
+    let taken_back = session.type_in("\x7f".repeat(MAX_LEN));
+    taken_back.shows("(search) : ");
 }
 
 #[test]
