@@ -12,6 +12,8 @@ use std::path::Path;
 enum Kind {
     /// `-icount`: a nanosecond is an instruction.
     Instructions,
+    /// Instructions by those of another row, less is better.
+    Ratio,
     /// Plain emulation, more is better.
     Rate,
     /// Plain emulation, in microseconds.
@@ -23,6 +25,8 @@ struct Row {
     name: &'static str,
     means: &'static str,
     kind: Kind,
+    /// The row that a ratio divides by.
+    over: &'static str,
     /// What must be reached, and what is aimed at: in the row's unit, or times Linux for rates.
     goals: Option<(f64, f64)>,
     /// A figure of Pinfold's own that nothing can be better than.
@@ -34,12 +38,17 @@ const fn row(name: &'static str, means: &'static str, kind: Kind) -> Row {
         name,
         means,
         kind,
+        over: "",
         goals: None,
         limit: None,
     }
 }
 
 impl Row {
+    const fn over(self, over: &'static str) -> Self {
+        Self { over, ..self }
+    }
+
     const fn goals(self, must: f64, aim: f64) -> Self {
         Self {
             goals: Some((must, aim)),
@@ -55,9 +64,9 @@ impl Row {
     }
 }
 
-use Kind::{Instructions, Latency, Rate};
+use Kind::{Instructions, Latency, Rate, Ratio};
 
-const ROWS: [Row; 35] = [
+const ROWS: [Row; 38] = [
     row(
         "anon_read_fault",
         "anonymous read fault, each page of a region",
@@ -145,6 +154,23 @@ const ROWS: [Row; 35] = [
         "read fault with 10 000 maps",
         Instructions,
     ),
+    row(
+        "maps_1_upgrade_fault",
+        "first write after read with one map, pages in no order",
+        Instructions,
+    ),
+    row(
+        "maps_10000_upgrade_fault",
+        "the same with 10 000 maps",
+        Instructions,
+    ),
+    row(
+        "maps_10000_upgrade_fault",
+        "such a fault with 10 000 maps by one with one map",
+        Ratio,
+    )
+    .over("maps_1_upgrade_fault")
+    .goals(1.15, 1.05),
     row(
         "maps_10000_mmap_munmap",
         "map and unmap with 10 000 maps",
@@ -234,7 +260,7 @@ impl Line<'_> {
     fn ratio(&self) -> f64 {
         match self.row.kind {
             Rate => self.pinfold / self.linux,
-            Instructions | Latency => self.linux / self.pinfold.max(0.1),
+            Instructions | Ratio | Latency => self.linux / self.pinfold.max(0.1),
         }
     }
 
@@ -244,7 +270,7 @@ impl Line<'_> {
         };
         let reaches = |goal: f64| match self.row.kind {
             Rate => self.ratio() >= goal,
-            Instructions | Latency => self.pinfold <= goal,
+            Instructions | Ratio | Latency => self.pinfold <= goal,
         };
         match (reaches(aim), reaches(must)) {
             (true, _) => "aim",
@@ -256,6 +282,7 @@ impl Line<'_> {
     fn show(&self, value: f64) -> String {
         match self.row.kind {
             Instructions => grouped(value),
+            Ratio => format!("{value:.2}"),
             Rate => format!("{value:.0} MB/s"),
             Latency if value >= 1e6 => format!("{:.2} ms", value / 1e6),
             Latency => format!("{:.1} µs", value / 1e3),
@@ -296,13 +323,22 @@ pub(crate) fn compare(from: &Path, to: &Path, about: &str) -> Result<String, Str
         let figures = logs.entry((system, name.contains("icount"))).or_default();
         figures.read(&log);
     }
-    let figure =
-        |system, kind: Kind, name: &str| logs.get(&(system, kind == Instructions))?.median(name);
+    let figure = |system, kind: Kind, name: &str| {
+        let is_counted = matches!(kind, Instructions | Ratio);
+        logs.get(&(system, is_counted))?.median(name)
+    };
+    let value = |system, row: &Row| {
+        let value = figure(system, row.kind, row.name)?;
+        match row.over {
+            "" => Some(value),
+            over => Some(value / figure(system, row.kind, over)?),
+        }
+    };
     let mut lines = Vec::new();
     let mut missing = Vec::new();
     for row in &ROWS {
-        let linux = figure("linux", row.kind, row.name);
-        let pinfold = figure("pinfold", row.kind, row.name);
+        let linux = value("linux", row);
+        let pinfold = value("pinfold", row);
         match (linux, pinfold) {
             (Some(linux), Some(pinfold)) => lines.push(Line {
                 row,
@@ -332,6 +368,7 @@ fn markdown(lines: &[Line<'_>], missing: &[&str], about: &str) -> String {
     );
     for (kind, title) in [
         (Instructions, "Instructions, counted by QEMU"),
+        (Ratio, "How they grow, less is better"),
         (Rate, "By the clock: rates, more is better"),
         (Latency, "By the clock: times, less is better"),
     ] {
@@ -432,7 +469,9 @@ fn chart(lines: &[Line<'_>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Figures, Instructions, Latency, Line, ROWS, Rate, chart, grouped, markdown};
+    use super::{
+        Figures, Instructions, Latency, Line, ROWS, Rate, Ratio, chart, grouped, markdown,
+    };
 
     #[test]
     fn the_median_of_all_logs_counts_and_other_lines_do_not() {
@@ -449,7 +488,8 @@ mod tests {
             let row = ROWS
                 .iter()
                 .find(|row| row.kind == kind && row.goals.is_some());
-            let row = row.unwrap_or(&ROWS[25]);
+            let of_kind = || ROWS.iter().find(|row| row.kind == kind);
+            let row = row.or_else(of_kind).unwrap();
             Line {
                 row,
                 linux,
@@ -462,6 +502,7 @@ mod tests {
         assert_eq!(line(Instructions, 1000.0, 300.0).verdict(), "**missed**");
         assert_eq!(line(Rate, 1000.0, 2000.0).verdict(), "must");
         assert_eq!(line(Latency, 1000.0, 2000.0).verdict(), "slower");
+        assert_eq!(line(Ratio, 1.2, 1.1).verdict(), "must");
     }
 
     #[test]
