@@ -4,6 +4,7 @@ check "rustfmt, tools" cargo fmt --check --manifest-path tools/Cargo.toml
 check "rustfmt, campaign" cargo fmt --check --manifest-path tests/campaign/Cargo.toml
 check "rustfmt, firmware" cargo fmt --check --manifest-path tests/firmware/Cargo.toml
 check "each unsafe block has its reason, and the book their number" scripts/unsafe.sh --check
+check "each planted bug fits the tree" git apply --check tests/campaign/bugs/*.patch
 check "rustfmt, programs" cargo fmt --check --manifest-path tests/programs/Cargo.toml
 check "rustfmt, template" cargo fmt --check --manifest-path examples/template/Cargo.toml
 check "clippy, PC" cargo clippy --locked --all-targets -- -D warnings
