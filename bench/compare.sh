@@ -94,10 +94,13 @@ counted="floor anon warm cow mmap mprotect maps frames"
 say "Instructions: Linux"
 MODE=icount linux icount bench floor anon warm cow mmap mprotect maps
 say "Instructions: Pinfold"
-pinfold icount bench 1024 "run hello; $(for group in $counted; do printf 'bench %s; ' $group; done)" --icount
-# What `run hello` says of its first instruction.
-tr -d '\r' <"$logs/pinfold-icount.log" | sed -n 's/.* KiB, \([0-9]*\) instructions$/boot_first_user \1 ns/p' |
-    tail -n 1 >>"$logs/pinfold-icount.log"
+pinfold icount bench 1024 "$(for group in $counted; do printf 'bench %s; ' $group; done)" --icount
+# What `run hello` says of its first instruction. While the disk is waited for, timers go on, for longer where the PC is busy,
+# and count as instructions: of several boots the least was disturbed least.
+for ((boot = 1; boot <= 9; boot++)); do
+    pinfold "icount-boot-$boot" bench 1024 "run hello" --icount
+    tr -d '\r' <"$logs/pinfold-icount-boot-$boot.log" | sed -n 's/.* KiB, \([0-9]*\) instructions$/boot_first_user \1 ns/p'
+done | sort -n -k 2 | head -n 1 >>"$logs/pinfold-icount.log"
 for ((round = 1; round <= rounds; round++)); do
     say "By the clock, round $round of $rounds"
     stamp=$(date +%s)
