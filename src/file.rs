@@ -2,7 +2,7 @@
 
 use crate::files::VFS;
 use crate::fs::vfs::{LastLink, Node};
-use crate::fs::{Attributes, FileKind, FsError};
+use crate::fs::{Attributes, FileId, FileKind, FileSystem, FsError};
 use crate::mm::cache::InUse;
 use crate::program::process::{Owned, Resource};
 use crate::sync::SpinLock;
@@ -193,14 +193,16 @@ impl File {
     /// What is known about it.
     pub fn metadata(&self) -> Result<Attributes, FsError> {
         let _call = Call::enter();
-        self.open.node.fs.attributes(self.open.node.file)
+        let (fs, file) = self.node();
+        fs.attributes(file)
     }
 
     /// Cuts it, or lets it grow with zeros.
     pub fn set_len(&self, len: u64) -> Result<(), FsError> {
         let _call = Call::enter();
-        self.check(self.options.write || self.options.append)?;
-        self.open.node.fs.set_len(self.open.node.file, len)
+        self.check(self.options.can_write())?;
+        let (fs, file) = self.node();
+        fs.set_len(file, len)
     }
 
     /// Returns when all of it is durable.
@@ -209,7 +211,8 @@ impl File {
     /// What went wrong now, or with an earlier write that nobody was told of.
     pub fn sync_all(&self) -> Result<(), FsError> {
         let _call = Call::enter();
-        self.open.node.fs.sync_file(self.open.node.file)
+        let (fs, file) = self.node();
+        fs.sync_file(file)
     }
 
     /// Returns when its bytes and its length are durable. When it was changed last may be told later.
@@ -218,7 +221,8 @@ impl File {
     /// As [`sync_all`](Self::sync_all).
     pub fn sync_data(&self) -> Result<(), FsError> {
         let _call = Call::enter();
-        self.open.node.fs.sync_data(self.open.node.file)
+        let (fs, file) = self.node();
+        fs.sync_data(file)
     }
 
     /// Reads from where it is; less than asked for at the end.
@@ -242,11 +246,12 @@ impl File {
 
     fn append(&self, bytes: &[u8]) -> Result<(), FsError> {
         let _call = Call::enter();
+        let (fs, file) = self.node();
         for piece in bytes.chunks(PIECE) {
             if thread::is_to_end() {
                 return Err(FsError::Busy);
             }
-            let end = self.open.node.fs.append(self.open.node.file, piece)?;
+            let end = fs.append(file, piece)?;
             *self.position.lock() = end;
         }
         Ok(())
@@ -268,26 +273,30 @@ impl File {
     pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize, FsError> {
         let _call = Call::enter();
         self.check(self.options.read)?;
-        self.open
-            .node
-            .fs
-            .read_at(self.open.node.file, offset, bytes)
+        let (fs, file) = self.node();
+        fs.read_at(file, offset, bytes)
     }
 
     /// Writes all of `bytes` at `offset`.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<(), FsError> {
         let _call = Call::enter();
-        self.check(self.options.write || self.options.append)?;
+        self.check(self.options.can_write())?;
+        let (fs, file) = self.node();
         let mut at = offset;
         for piece in bytes.chunks(PIECE) {
             if thread::is_to_end() {
                 // Nobody will see it: the call's end is the thread's.
                 return Err(FsError::Busy);
             }
-            self.open.node.fs.write_at(self.open.node.file, at, piece)?;
+            fs.write_at(file, at, piece)?;
             at += piece.len() as u64;
         }
         Ok(())
+    }
+
+    fn node(&self) -> (&dyn FileSystem, FileId) {
+        let Node { fs, file } = &self.open.node;
+        (&**fs, *file)
     }
 
     fn check(&self, is_allowed: bool) -> Result<(), FsError> {
@@ -304,9 +313,7 @@ impl File {
 
     /// The file as maps show it.
     pub(crate) fn mappable(&self) -> Result<InUse, FsError> {
-        self.open
-            .node
-            .fs
-            .mappable(self.open.node.file, &self.open.path)
+        let (fs, file) = self.node();
+        fs.mappable(file, &self.open.path)
     }
 }

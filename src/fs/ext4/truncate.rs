@@ -38,22 +38,17 @@ impl Volume {
         let first = len.div_ceil(self.superblock.block_size as u64);
         self.end_filling(number, first..u64::MAX);
         self.half_cut.insert(number);
-        self.free_past_end(number)?;
-        self.half_cut.remove(&number);
-        Ok(())
+        self.free_past_end(number)
     }
 
     /// Before the file grows to `end`: what an earlier cut has left behind its last block must not show again.
     pub(super) fn finish_cut(&mut self, inode: &Inode, end: u64) -> Result<(), FsError> {
-        let is_behind = end
-            > inode
-                .size()
-                .next_multiple_of(self.superblock.block_size as u64);
-        if is_behind && self.half_cut.contains(&inode.number) {
-            self.free_past_end(inode.number)?;
-            self.half_cut.remove(&inode.number);
+        let block_size = self.superblock.block_size as u64;
+        let is_behind = end > inode.size().next_multiple_of(block_size);
+        match is_behind && self.half_cut.contains(&inode.number) {
+            true => self.free_past_end(inode.number),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes the file end at `len`, and an orphan until its blocks behind that are freed.
@@ -87,6 +82,7 @@ impl Volume {
                 Ok(is_done)
             })?;
             if is_done {
+                self.half_cut.remove(&number);
                 return Ok(());
             }
         }
