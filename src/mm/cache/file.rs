@@ -1,30 +1,34 @@
 //! A file in the cache.
 
+mod handle;
+mod resize;
+mod room;
+
+pub use handle::FileHandle;
+pub use resize::Hold;
+
 use super::chunk::{Chunk, GROUP, PAGES, Slot, bits, mask};
+use super::chunks::{Chunks, chunks_of};
 use super::read_ahead::{ReadAhead, Window};
 use super::transfer::Run;
 use super::{PageCache, VolumeId, add};
 use crate::arch::page;
 use crate::fs::block::{BlockDevice, BlockError};
 use crate::fs::error::ReadOnlyReason;
-use crate::fs::{Backing, Extent, FileId, FileKind, FileSystem, FsError, Reservation};
+use crate::fs::{Backing, Extent, FileId, FileKind, FileSystem, FsError};
 use crate::mm::addr::{Frame, PAGE_SIZE};
 use crate::mm::frame::{Frames, Owner, Urgency};
-use crate::mm::object::{
-    BATCH, Dirtied, FileKey, IoError, Lookup, MappableFile, Pattern, Pinned, SyncMode, Which,
-};
+use crate::mm::object::{FileKey, Lookup, Pattern, Which};
 use crate::mm::trace::{self, Kind};
 use crate::sync::{Mutex, SpinLock, SpinLockGuard, WaitQueue};
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use arrayvec::ArrayVec;
-use core::ops::{Deref, Range, RangeBounds};
-use core::ptr::NonNull;
+use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicBool, Ordering};
+use room::Room;
 use spin::Once;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -203,116 +207,6 @@ impl State {
         self.touch(first / PAGES, asked_for);
         (done, edge)
     }
-}
-
-/// A file's chunks, by number.
-pub(super) struct Chunks {
-    /// Each leaked from a box, and its only pointer, but for `last`.
-    by_number: BTreeMap<u64, NonNull<Chunk>>,
-    /// The one that was found last: most who come next want the same.
-    last: (u64, NonNull<Chunk>),
-}
-
-/// No chunk has such a number.
-const NOTHING_FOUND: (u64, NonNull<Chunk>) = (u64::MAX, NonNull::dangling());
-
-// SAFETY: the chunks are the value's own.
-unsafe impl Send for Chunks {}
-
-// Everything below that follows a pointer may do so: a chunk lives until `remove`, which empties `last`, and is borrowed
-// as `self` is.
-impl Chunks {
-    fn new() -> Self {
-        Self {
-            by_number: BTreeMap::new(),
-            last: NOTHING_FOUND,
-        }
-    }
-
-    #[inline]
-    pub(super) fn find(&mut self, number: u64) -> Option<&mut Chunk> {
-        match self.last {
-            // SAFETY: as said above.
-            (last, mut chunk) if last == number => Some(unsafe { chunk.as_mut() }),
-            _ => self.find_other(number),
-        }
-    }
-
-    #[inline(never)]
-    fn find_other(&mut self, number: u64) -> Option<&mut Chunk> {
-        let mut chunk = *self.by_number.get(&number)?;
-        self.last = (number, chunk);
-        // SAFETY: as said above.
-        Some(unsafe { chunk.as_mut() })
-    }
-
-    fn insert(&mut self, number: u64, chunk: Box<Chunk>) {
-        self.remove(number);
-        self.by_number
-            .insert(number, NonNull::from(Box::leak(chunk)));
-    }
-
-    pub(super) fn remove(&mut self, number: u64) {
-        self.last = NOTHING_FOUND;
-        if let Some(chunk) = self.by_number.remove(&number) {
-            // SAFETY: leaked from a box by `insert`, and nobody has it any more.
-            drop(unsafe { Box::from_raw(chunk.as_ptr()) });
-        }
-    }
-
-    pub(super) fn get(&self, number: u64) -> Option<&Chunk> {
-        // SAFETY: as said above.
-        self.by_number
-            .get(&number)
-            .map(|chunk| unsafe { chunk.as_ref() })
-    }
-
-    /// Those with numbers in `range`, ascending.
-    pub(super) fn range(
-        &self,
-        range: impl RangeBounds<u64>,
-    ) -> impl Iterator<Item = (u64, &Chunk)> {
-        let chunks = self.by_number.range(range);
-        // SAFETY: as said above.
-        chunks.map(|(number, chunk)| (*number, unsafe { chunk.as_ref() }))
-    }
-
-    pub(super) fn range_mut(
-        &mut self,
-        range: impl RangeBounds<u64>,
-    ) -> impl Iterator<Item = (u64, &mut Chunk)> {
-        let chunks = self.by_number.range_mut(range);
-        // SAFETY: as said above; each is handed out once.
-        chunks.map(|(number, chunk)| (*number, unsafe { chunk.as_mut() }))
-    }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = (u64, &Chunk)> {
-        self.range(..)
-    }
-}
-
-impl Drop for Chunks {
-    fn drop(&mut self) {
-        while let Some((&number, _)) = self.by_number.first_key_value() {
-            self.remove(number);
-        }
-    }
-}
-
-/// Chunks with those of their pages that lie in `blocks`, as a mask.
-pub(super) fn chunks_of(blocks: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
-    let mut at = blocks.start;
-    core::iter::from_fn(move || {
-        if at >= blocks.end {
-            return None;
-        }
-        let chunk = at / PAGES;
-        let first = chunk * PAGES;
-        let end = blocks.end.min(first + PAGES);
-        let pages = mask(at - first, end - first);
-        at = end;
-        Some((chunk, pages))
-    })
 }
 
 /// What is in memory of a file, block by block.
@@ -552,15 +446,6 @@ impl CachedFile {
         }
         self.drop_from(0);
         self.fs.close(self.id)
-    }
-
-    /// Keeps the file from being cut before byte `end`.
-    pub fn hold(self: &Arc<Self>, end: u64) -> Hold {
-        let mut state = self.state.lock();
-        // What lies behind the end of the file is nothing to keep.
-        let end = end.min(state.size);
-        state.holds.push(end);
-        Hold(self.clone(), end)
     }
 
     // --- pages that come ---
@@ -812,32 +697,6 @@ impl CachedFile {
         }
     }
 
-    /// Before the file ends at `end`, further than now: with blocks smaller than a page, its last page may have places for a
-    /// part only. Room is promised to all of it.
-    fn back_last_page(self: &Arc<Self>, end: u64) -> Result<(), FsError> {
-        let size = self.size();
-        if end.min(size.next_multiple_of(PAGE)) <= size.next_multiple_of(self.block_size) {
-            return Ok(());
-        }
-        let block = size / PAGE;
-        let bit = 1 << (block % PAGES);
-        // What is promised to a page is for all of it.
-        let lacks = |chunk: &&mut Chunk| chunk.resident & !chunk.promised & bit != 0;
-        if self.state.lock().chunk(block).filter(lacks).is_none() {
-            return Ok(());
-        }
-        let promise = self.reserve(block..block + 1, end)?;
-        let mut state = self.state.lock();
-        match state.chunk(block).filter(lacks) {
-            Some(chunk) => chunk.give_room(bit, promise),
-            None => {
-                drop(state);
-                self.fs.release(promise);
-            }
-        }
-        Ok(())
-    }
-
     /// Busy blocks are holes.
     pub(super) fn become_holes(&self, blocks: &[u64]) {
         if blocks.is_empty() {
@@ -873,74 +732,6 @@ impl CachedFile {
     fn refusal(&self) -> FsError {
         let reason = self.fs.read_only();
         FsError::ReadOnly(reason.unwrap_or(ReadOnlyReason::Unmounted))
-    }
-
-    /// Makes sure that the block may become dirty.
-    fn make_room(self: &Arc<Self>, block: u64) -> Result<(), FsError> {
-        if self.is_read_only() {
-            return Err(self.refusal());
-        }
-        self.cache.limit_dirty()?;
-        let bit = 1u64 << (block % PAGES);
-        let state = self.state.lock();
-        let size = state.size;
-        if block * PAGE >= size {
-            return Ok(());
-        }
-        if state.slot(block) == Slot::Hole {
-            drop(state);
-            self.fill_hole(block)?;
-        } else {
-            drop(state);
-        }
-        let is_backed = |state: &mut State| {
-            state
-                .chunk(block)
-                .is_none_or(|chunk| chunk.resident & !chunk.backed & bit == 0)
-        };
-        // Whoever finds it gone by now looks again.
-        if is_backed(&mut self.state.lock()) {
-            return Ok(());
-        }
-        let promise = self.reserve(block..block + 1, size)?;
-        let mut state = self.state.lock();
-        let unused = if is_backed(&mut state) {
-            Some(promise)
-        } else if let Some(chunk) = state.chunk(block) {
-            chunk.give_room(bit, promise);
-            None
-        } else {
-            Some(promise)
-        };
-        drop(state);
-        if let Some(promise) = unused {
-            self.fs.release(promise);
-        }
-        Ok(())
-    }
-
-    /// Has room promised for the blocks: nothing, if all that they hold of a file that ends at `end` has places.
-    ///
-    /// Promises are for the worst, and for whole blocks: where they seem to take all there is, what has places needs none;
-    /// then what is dirty is given its places first, and what was freed becomes usable.
-    fn reserve(&self, blocks: Range<u64>, end: u64) -> Result<Reservation, FsError> {
-        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
-        let needed = end.next_multiple_of(self.block_size).saturating_sub(offset);
-        match self.fs.reserve(self.id, offset, len) {
-            Err(FsError::NoSpace) => {}
-            reserved => return reserved,
-        }
-        if needed < len {
-            match self.fs.reserve(self.id, offset, needed) {
-                Ok(promise) if !promise.is_none() => self.fs.release(promise),
-                Err(FsError::NoSpace) => {}
-                reserved => return reserved,
-            }
-        }
-        // What fails is another file's, perhaps, and told with its next flush.
-        let _ = self.cache.write_back(Some(self.volume));
-        self.fs.sync()?;
-        self.fs.reserve(self.id, offset, len)
     }
 
     /// Makes a page of zeros of a hole. No map shows the hole any more when the page is published.
@@ -1043,72 +834,6 @@ impl CachedFile {
             self.fs.release(room.promise);
         }
         result
-    }
-
-    /// Room for a write to the blocks, after which the file has at least `end` bytes.
-    fn room(&self, blocks: Range<u64>, end: u64) -> Result<Room, FsError> {
-        let promise = self.reserve(blocks.clone(), end.max(self.size()))?;
-        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
-        let mut holes = Vec::new();
-        if !promise.is_none() {
-            let extents = match self.fs.map(self.id, offset, len) {
-                Ok(extents) => extents,
-                Err(error) => {
-                    self.fs.release(promise);
-                    return Err(error);
-                }
-            };
-            let is_hole = |extent: &Extent| extent.backing == Backing::Hole;
-            holes = extents.into_iter().filter(is_hole).collect();
-        }
-        Ok(Room {
-            promise,
-            left: holes.iter().map(|hole| hole.len).sum(),
-            holes,
-        })
-    }
-
-    /// Whether one of the blocks may not become dirty yet.
-    fn lacks_room(&self, blocks: Range<u64>) -> bool {
-        let state = self.state.lock();
-        chunks_of(blocks).any(|(number, pages)| {
-            state
-                .chunks
-                .get(number)
-                .is_none_or(|chunk| pages & !chunk.backed != 0)
-        })
-    }
-
-    /// Before a write at `offset`: where the last page ends with the file, and the write begins behind it, what lies
-    /// between reads as zeros from now on, whatever the device holds there.
-    fn settle_end(self: &Arc<Self>, offset: u64) -> Result<(), FsError> {
-        let size = self.size();
-        let block = size / PAGE;
-        if size.is_multiple_of(PAGE) || offset / PAGE <= block {
-            return Ok(());
-        }
-        loop {
-            self.prime(block, Pattern::Normal)?;
-            let mut state = self.state.lock();
-            if self.is_read_only() {
-                drop(state);
-                return Err(self.refusal());
-            }
-            let bit = 1 << (block % PAGES);
-            match state.chunk(block) {
-                Some(chunk) if chunk.hole & bit != 0 => return Ok(()), // the device holds nothing there
-                Some(chunk) if chunk.resident & chunk.backed & bit != 0 => {
-                    let is_new = (chunk.dirty | chunk.writing) & bit == 0;
-                    chunk.dirty |= bit;
-                    drop(state);
-                    self.cache.note_dirty(u64::from(is_new));
-                    return Ok(());
-                }
-                _ => {}
-            }
-            drop(state);
-            self.make_room(block)?;
-        }
     }
 
     /// Writes `bytes` into one block, of which they cover a part. Without `room` to take from, it had some a moment ago.
@@ -1221,151 +946,6 @@ impl CachedFile {
         result
     }
 
-    /// The file ends at `size` from now on, no nearer than before. What programs stored behind its end is gone.
-    fn grow(&self, state: &mut State, size: u64) {
-        let (block, from) = (state.size / PAGE, state.size % PAGE);
-        if from > 0
-            && let Slot::Resident(frame) = state.slot(block)
-        {
-            zero_from(self.pointer(frame), from);
-        }
-        state.size = size;
-    }
-
-    /// Cuts the file, or lets it grow with zeros.
-    pub fn set_len(self: &Arc<Self>, len: u64) -> Result<(), FsError> {
-        let _resizing = self.resizing.lock();
-        if let Some(reason) = self.fs.read_only() {
-            return Err(FsError::ReadOnly(reason));
-        }
-        let last = len / PAGE;
-        if len < self.size() && !len.is_multiple_of(PAGE) {
-            // Needed below; where it cannot be read, or not become dirty, nothing has been cut yet.
-            self.cache.limit_dirty()?;
-            self.prime(last, Pattern::Normal)?;
-        }
-        let mut state = self.state.lock();
-        let before = state.size;
-        if len >= before {
-            drop(state);
-            if len > before {
-                self.settle_cut()?;
-                self.back_last_page(len)?;
-                // The file system first: from then on the device has zeros behind the old end.
-                self.fs.set_len(self.id, len)?;
-                // A read that began before may bring what was there.
-                let is_busy = |state: &mut State| state.slot(before / PAGE) == Slot::Busy;
-                self.grow(&mut self.wait_while(self.state.lock(), is_busy), len);
-            }
-            return Ok(());
-        }
-        if state.holds.iter().any(|end| *end > len) {
-            return Err(FsError::Busy);
-        }
-        // Size, maps, pages, blocks: nobody enters a page behind the end once the size says so.
-        state.size = len;
-        drop(state);
-        self.drop_from(len.div_ceil(PAGE));
-        // What is on its way to the last page is as long as the file was.
-        self.wait_for_writes(last..last + 1);
-        let cut = self.fs.set_len(self.id, len);
-        let mut state = self.state.lock();
-        if cut.is_err() {
-            drop(state);
-            let size = self.fs.attributes(self.id).map_or(0, |found| found.size);
-            state = self.state.lock();
-            if size > len {
-                // It is as long as it was; what was not written of the rest is gone, but nothing that was to stay.
-                state.size = size;
-                return cut;
-            }
-        }
-        self.grow(&mut state, len);
-        drop(state);
-        let is_settled = self.is_on_device(len) == Ok(false);
-        self.state.lock().is_unsettled = !is_settled;
-        // It is cut, whatever becomes of this: before it grows it is tried again.
-        let _ = self.settle_cut();
-        cut
-    }
-
-    /// What was cut off goes from the device, too, and before the file grows: it must not come back when the power fails
-    /// before its last page is written.
-    fn settle_cut(self: &Arc<Self>) -> Result<(), FsError> {
-        if self.state.lock().is_unsettled {
-            let last = self.size() / PAGE;
-            self.settle_end(u64::MAX)?;
-            self.write_out(last..last + 1)?;
-            self.state.lock().is_unsettled = false;
-        }
-        Ok(())
-    }
-
-    /// Whether byte `at`, in the midst of a page, is in a block that holds data on the device.
-    fn is_on_device(&self, at: u64) -> Result<bool, FsError> {
-        if at.is_multiple_of(self.block_size) {
-            return Ok(false);
-        }
-        let extents = self.fs.map(self.id, at, 1)?;
-        let is_written = |extent: &Extent| matches!(extent.backing, Backing::Written(_));
-        Ok(extents.iter().any(is_written))
-    }
-
-    /// Drops all blocks from `first` on, which is where the file ends by now: maps, then pages. Waits for transfers.
-    fn drop_from(&self, first: u64) {
-        self.unmap(first..u64::MAX, Which::All);
-        let mut from = first;
-        loop {
-            let mut frames: ArrayVec<Frame, { PAGES as usize }> = ArrayVec::new();
-            let state = self.state.lock();
-            let Some((number, _)) = state.chunks.range(from / PAGES..).next() else {
-                return;
-            };
-            let pages = mask((from.max(number * PAGES)) - number * PAGES, PAGES);
-            let is_moving = |state: &mut State| {
-                state
-                    .chunks
-                    .get(number)
-                    .is_some_and(|chunk| (chunk.busy | chunk.writing) & pages != 0)
-            };
-            let mut state = self.wait_while(state, is_moving);
-            let mut promise = Reservation::NONE;
-            let mut dropped = 0;
-            let mut is_pinned = false;
-            let mut is_empty = false;
-            if let Some(chunk) = state.chunks.find(number) {
-                promise = chunk.redeem(pages);
-                let free = chunk.unpinned(chunk.resident & pages);
-                is_pinned = free != chunk.resident & pages;
-                dropped = free;
-                self.cache
-                    .note_clean((chunk.dirty & free).count_ones().into());
-                frames.extend(bits(free).map(|i| chunk.take(i)));
-                chunk.hole &= !pages;
-                chunk.backed &= !pages;
-                chunk.evicted &= !pages;
-                is_empty = chunk.is_empty();
-            }
-            match is_empty {
-                true => self.remove_chunk(state, number),
-                false => drop(state),
-            }
-            trace::record_mask(Kind::Dropped, self.number, number * PAGES, dropped);
-            for frame in frames {
-                self.cache.frames.free(frame, Owner::Cache);
-            }
-            if !promise.is_none() {
-                self.fs.release(promise);
-            }
-            if is_pinned {
-                // A fault entered it that had looked before the size changed.
-                self.unmap(first..u64::MAX, Which::All);
-                continue;
-            }
-            from = (number + 1) * PAGES;
-        }
-    }
-
     // --- what a person sees ---
 
     /// What is in memory of each of `blocks`.
@@ -1460,29 +1040,6 @@ impl CachedFile {
     }
 }
 
-/// Room for a write: what was promised to the holes that it fills.
-struct Room {
-    promise: Reservation,
-    holes: Vec<Extent>,
-    /// Bytes of the holes that have had no share.
-    left: u64,
-}
-
-impl Room {
-    /// The share of a block that has had none: nothing, if it has a place.
-    fn take(&mut self, block: u64) -> Reservation {
-        let (start, end) = (block * PAGE, (block + 1) * PAGE);
-        let inside = |hole: &Extent| {
-            let hole = hole.offset.max(start)..(hole.offset + hole.len).min(end);
-            hole.end.saturating_sub(hole.start)
-        };
-        let part = self.holes.iter().map(inside).sum();
-        let share = self.promise.split(part, self.left);
-        self.left -= part;
-        share
-    }
-}
-
 /// Zeroes a page from byte `from` on.
 fn zero_from(start: *mut u8, from: u64) {
     // SAFETY: the page is the cache's. Programs may store to it at the same time, behind the end of the file, where
@@ -1492,18 +1049,6 @@ fn zero_from(start: *mut u8, from: u64) {
             .add(from as usize)
             .write_bytes(0, (PAGE - from) as usize)
     };
-}
-
-/// Keeps a file at least as long as it was told.
-pub struct Hold(Arc<CachedFile>, u64);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        if let Some(at) = state.holds.iter().position(|end| *end == self.1) {
-            state.holds.swap_remove(at);
-        }
-    }
 }
 
 /// A file that the cache keeps, whatever becomes of its names, for whoever found it there: until this ends. Somebody who
@@ -1539,183 +1084,6 @@ impl Drop for InUse {
         if self.0.state.lock().is_unlinked {
             // Closing it is work, for the writer thread.
             self.0.cache.press();
-        }
-    }
-}
-
-/// A file as maps hold it.
-pub struct FileHandle(Arc<CachedFile>);
-
-impl FileHandle {
-    /// The file.
-    pub fn file(&self) -> &Arc<CachedFile> {
-        &self.0
-    }
-}
-
-impl Drop for FileHandle {
-    fn drop(&mut self) {
-        // Whoever drops it may hold the maps' lock, and closing a file is work.
-        if self.0.state.lock().is_unlinked {
-            self.0.cache.press();
-        }
-    }
-}
-
-impl MappableFile for FileHandle {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn number(&self) -> u32 {
-        self.0.number()
-    }
-
-    fn pin_block(&self, block: u64) -> Lookup {
-        self.0.state.lock_masked().pin(block, |_, _| true)
-    }
-
-    fn pin_to_store(&self, block: u64) -> Result<Lookup, IoError> {
-        let is_limited = self.0.cache.has_too_much_dirty();
-        let mut is_new = false;
-        let mut state = self.0.state.lock_masked();
-        if self.0.is_read_only() {
-            return Err(IoError::ReadOnly);
-        }
-        let lookup = state.pin(block, |chunk, bit| {
-            if is_limited || chunk.backed & bit == 0 {
-                return false;
-            }
-            is_new = (chunk.dirty | chunk.writing) & bit == 0;
-            chunk.dirty |= bit;
-            true
-        });
-        drop(state);
-        if is_new {
-            self.0.cache.note_dirty(1);
-        }
-        Ok(lookup)
-    }
-
-    fn pin_resident(
-        &self,
-        first: u64,
-        wanted: u64,
-        frames: &mut [Frame; BATCH as usize],
-    ) -> Pinned {
-        let mut state = self.0.state.lock();
-        let mut pinned = Pinned::default();
-        let mut used = 0;
-        let last = state.last_touched;
-        // They lie in one chunk, or in two.
-        let shift = first % PAGES;
-        for (number, at) in [(first / PAGES, 0), (first / PAGES + 1, PAGES - shift)] {
-            let wanted = if at == 0 {
-                wanted << shift
-            } else if at < PAGES {
-                wanted >> at
-            } else {
-                0
-            };
-            if wanted == 0 {
-                continue;
-            }
-            let Some(chunk) = state.chunks.find(number) else {
-                continue;
-            };
-            let found = wanted & chunk.resident & !chunk.edge;
-            let to = if at == 0 { -(shift as i64) } else { at as i64 };
-            let groups = chunk.pin_all(found, to, frames);
-            let placed = |pages: u64| if at == 0 { pages >> shift } else { pages << at };
-            pinned.blocks |= placed(found);
-            pinned.groups |= placed(groups);
-            // Whether they are used nobody will know. But what is entered again, after its translations had been taken
-            // away, lies where somebody is at work, and a scan comes by once. The page of the fault was asked for just now.
-            let is_here = last / PAGES == number;
-            used += chunk.touch(found & !(u64::from(is_here) << (last % PAGES)));
-        }
-        state.used += u64::from(used);
-        pinned
-    }
-
-    fn unpin(&self, first: u64, count: u64) {
-        let mut state = self.0.state.lock_masked();
-        if count == 1 {
-            if let Some(chunk) = state.chunk(first) {
-                chunk.unpin_one((first % PAGES) as u32);
-            }
-            return;
-        }
-        for (number, pages) in chunks_of(first..first + count) {
-            if let Some(chunk) = state.chunks.find(number) {
-                let first = pages.trailing_zeros() as usize;
-                chunk.unpin(first..first + pages.count_ones() as usize);
-            }
-        }
-    }
-
-    fn dirty_block(&self, block: u64) -> Result<Dirtied, IoError> {
-        let bit = 1 << (block % PAGES);
-        if self.0.cache.has_too_much_dirty() {
-            return Ok(Dirtied::NeedsRoom);
-        }
-        let mut state = self.0.state.lock();
-        if self.0.is_read_only() {
-            return Err(IoError::ReadOnly);
-        }
-        let Some(chunk) = state.chunk(block) else {
-            return Ok(Dirtied::NeedsRoom);
-        };
-        if chunk.resident & chunk.backed & bit == 0 {
-            return Ok(Dirtied::NeedsRoom);
-        }
-        let is_new = (chunk.dirty | chunk.writing) & bit == 0;
-        chunk.dirty |= bit;
-        drop(state);
-        self.0.cache.note_dirty(u64::from(is_new));
-        Ok(Dirtied::Done)
-    }
-
-    fn prime(&self, block: u64, pattern: Pattern) -> Result<(), IoError> {
-        Ok(self.0.prime(block, pattern)?)
-    }
-
-    fn make_room(&self, block: u64) -> Result<(), IoError> {
-        Ok(self.0.make_room(block)?)
-    }
-
-    fn read_ahead(&self, block: u64) {
-        self.0.read_ahead(block);
-    }
-
-    fn will_need(&self, blocks: Range<u64>) {
-        let end = blocks.end.min(self.0.state.lock().blocks());
-        let most = self.0.max_window();
-        let mut at = blocks.start;
-        while at < end {
-            let window = Window {
-                blocks: at..end.min(at + most),
-                edge: None,
-            };
-            // Advice: where there is no memory for it, it is not taken.
-            if self.0.read_window(&window, None).is_err() {
-                return;
-            }
-            at = window.blocks.end;
-        }
-    }
-
-    fn dont_need(&self, blocks: Range<u64>) {
-        self.0.evict(blocks);
-    }
-
-    fn sync(&self, blocks: Range<u64>, mode: SyncMode) -> Result<(), IoError> {
-        match mode {
-            SyncMode::Wait => Ok(self.0.sync(blocks)?),
-            SyncMode::Start => {
-                self.0.cache.press();
-                Ok(())
-            }
         }
     }
 }

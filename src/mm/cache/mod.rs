@@ -4,8 +4,9 @@
 //!   maps (faults)        read, write (fs::cached)
 //!         \                 /
 //!          CachedFile  one for each file: its size, its chunks, its streams      file
+//!               |      as maps see it; where it ends; room on the device         file::{handle, resize, room}
 //!               |
-//!             Chunk    64 pages: what each is, its frame, its pins               chunk
+//!             Chunk    64 pages: what each is, its frame, its pins               chunk, chunks
 //!               |
 //!    read ------+------ write-back           frames <-> device, no copy          transfer, write_back
 //!               |
@@ -30,6 +31,7 @@
 #[cfg(target_os = "none")]
 mod bench;
 pub mod chunk;
+mod chunks;
 #[cfg(target_os = "none")]
 mod commands;
 mod file;

@@ -11,7 +11,8 @@
 //! page that is asked for soon after it was evicted comes back warm.
 
 use super::chunk::{Chunk, PAGES, bits};
-use super::file::{CachedFile, State, chunks_of};
+use super::chunks::chunks_of;
+use super::file::{CachedFile, State};
 use super::ring::PlaceId;
 use super::{PageCache, add};
 use crate::fs::FsError;

@@ -13,7 +13,8 @@
 //! ```
 
 use super::chunk::{PAGES, bits};
-use super::file::{CachedFile, MAX_RUN, chunks_of};
+use super::chunks::chunks_of;
+use super::file::{CachedFile, MAX_RUN};
 use super::transfer::{Batch, Run, Units};
 use super::{PageCache, VolumeId, add};
 use crate::fs::error::Structure;

@@ -1,0 +1,162 @@
+//! Room on the device for what becomes dirty, promised before it does: writing back cannot run out of it.
+
+use super::super::chunk::{Chunk, PAGES, Slot};
+use super::super::chunks::chunks_of;
+use super::{CachedFile, PAGE, State};
+use crate::fs::{Backing, Extent, FsError, Reservation};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+impl CachedFile {
+    /// Makes sure that the block may become dirty.
+    pub(super) fn make_room(self: &Arc<Self>, block: u64) -> Result<(), FsError> {
+        if self.is_read_only() {
+            return Err(self.refusal());
+        }
+        self.cache.limit_dirty()?;
+        let bit = 1u64 << (block % PAGES);
+        let state = self.state.lock();
+        let size = state.size;
+        if block * PAGE >= size {
+            return Ok(());
+        }
+        if state.slot(block) == Slot::Hole {
+            drop(state);
+            self.fill_hole(block)?;
+        } else {
+            drop(state);
+        }
+        let is_backed = |state: &mut State| {
+            state
+                .chunk(block)
+                .is_none_or(|chunk| chunk.resident & !chunk.backed & bit == 0)
+        };
+        // Whoever finds it gone by now looks again.
+        if is_backed(&mut self.state.lock()) {
+            return Ok(());
+        }
+        let promise = self.reserve(block..block + 1, size)?;
+        let mut state = self.state.lock();
+        let unused = if is_backed(&mut state) {
+            Some(promise)
+        } else if let Some(chunk) = state.chunk(block) {
+            chunk.give_room(bit, promise);
+            None
+        } else {
+            Some(promise)
+        };
+        drop(state);
+        if let Some(promise) = unused {
+            self.fs.release(promise);
+        }
+        Ok(())
+    }
+
+    /// Has room promised for the blocks: nothing, if all that they hold of a file that ends at `end` has places.
+    ///
+    /// Promises are for the worst, and for whole blocks: where they seem to take all there is, what has places needs none;
+    /// then what is dirty is given its places first, and what was freed becomes usable.
+    pub(super) fn reserve(&self, blocks: Range<u64>, end: u64) -> Result<Reservation, FsError> {
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        let needed = end.next_multiple_of(self.block_size).saturating_sub(offset);
+        match self.fs.reserve(self.id, offset, len) {
+            Err(FsError::NoSpace) => {}
+            reserved => return reserved,
+        }
+        if needed < len {
+            match self.fs.reserve(self.id, offset, needed) {
+                Ok(promise) if !promise.is_none() => self.fs.release(promise),
+                Err(FsError::NoSpace) => {}
+                reserved => return reserved,
+            }
+        }
+        // What fails is another file's, perhaps, and told with its next flush.
+        let _ = self.cache.write_back(Some(self.volume));
+        self.fs.sync()?;
+        self.fs.reserve(self.id, offset, len)
+    }
+
+    /// Room for a write to the blocks, after which the file has at least `end` bytes.
+    pub(super) fn room(&self, blocks: Range<u64>, end: u64) -> Result<Room, FsError> {
+        let promise = self.reserve(blocks.clone(), end.max(self.size()))?;
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        let mut holes = Vec::new();
+        if !promise.is_none() {
+            let extents = match self.fs.map(self.id, offset, len) {
+                Ok(extents) => extents,
+                Err(error) => {
+                    self.fs.release(promise);
+                    return Err(error);
+                }
+            };
+            let is_hole = |extent: &Extent| extent.backing == Backing::Hole;
+            holes = extents.into_iter().filter(is_hole).collect();
+        }
+        Ok(Room {
+            promise,
+            left: holes.iter().map(|hole| hole.len).sum(),
+            holes,
+        })
+    }
+
+    /// Whether one of the blocks may not become dirty yet.
+    pub(super) fn lacks_room(&self, blocks: Range<u64>) -> bool {
+        let state = self.state.lock();
+        chunks_of(blocks).any(|(number, pages)| {
+            state
+                .chunks
+                .get(number)
+                .is_none_or(|chunk| pages & !chunk.backed != 0)
+        })
+    }
+
+    /// Before the file ends at `end`, further than now: with blocks smaller than a page, its last page may have places for a
+    /// part only. Room is promised to all of it.
+    pub(super) fn back_last_page(self: &Arc<Self>, end: u64) -> Result<(), FsError> {
+        let size = self.size();
+        if end.min(size.next_multiple_of(PAGE)) <= size.next_multiple_of(self.block_size) {
+            return Ok(());
+        }
+        let block = size / PAGE;
+        let bit = 1 << (block % PAGES);
+        // What is promised to a page is for all of it.
+        let lacks = |chunk: &&mut Chunk| chunk.resident & !chunk.promised & bit != 0;
+        if self.state.lock().chunk(block).filter(lacks).is_none() {
+            return Ok(());
+        }
+        let promise = self.reserve(block..block + 1, end)?;
+        let mut state = self.state.lock();
+        match state.chunk(block).filter(lacks) {
+            Some(chunk) => chunk.give_room(bit, promise),
+            None => {
+                drop(state);
+                self.fs.release(promise);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Room for a write: what was promised to the holes that it fills.
+pub(super) struct Room {
+    pub(super) promise: Reservation,
+    holes: Vec<Extent>,
+    /// Bytes of the holes that have had no share.
+    left: u64,
+}
+
+impl Room {
+    /// The share of a block that has had none: nothing, if it has a place.
+    pub(super) fn take(&mut self, block: u64) -> Reservation {
+        let (start, end) = (block * PAGE, (block + 1) * PAGE);
+        let inside = |hole: &Extent| {
+            let hole = hole.offset.max(start)..(hole.offset + hole.len).min(end);
+            hole.end.saturating_sub(hole.start)
+        };
+        let part = self.holes.iter().map(inside).sum();
+        let share = self.promise.split(part, self.left);
+        self.left -= part;
+        share
+    }
+}
