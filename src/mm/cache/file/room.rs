@@ -2,7 +2,7 @@
 
 use super::super::chunk::{Chunk, PAGES, Slot};
 use super::super::chunks::chunks_of;
-use super::{CachedFile, PAGE, State};
+use super::{CachedFile, PAGE};
 use crate::fs::{Backing, Extent, FsError, Reservation};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -27,30 +27,33 @@ impl CachedFile {
         } else {
             drop(state);
         }
-        let is_backed = |state: &mut State| {
-            state
-                .chunk(block)
-                .is_none_or(|chunk| chunk.resident & !chunk.backed & bit == 0)
-        };
+        let lacks = |chunk: &Chunk| chunk.resident & !chunk.backed & bit != 0;
         // Whoever finds it gone by now looks again.
-        if is_backed(&mut self.state.lock()) {
-            return Ok(());
-        }
-        let promise = self.reserve(block..block + 1, size)?;
-        let mut state = self.state.lock();
-        let unused = if is_backed(&mut state) {
-            Some(promise)
-        } else if let Some(chunk) = state.chunk(block) {
-            chunk.give_room(bit, promise);
-            None
-        } else {
-            Some(promise)
-        };
-        drop(state);
-        if let Some(promise) = unused {
-            self.fs.release(promise);
+        if self.has(block, lacks) {
+            let promise = self.reserve(block..block + 1, size)?;
+            self.give(block, promise, lacks);
         }
         Ok(())
+    }
+
+    /// Whether something is said of the block's chunk.
+    fn has(&self, block: u64, what: impl Fn(&Chunk) -> bool) -> bool {
+        self.state
+            .lock()
+            .chunk(block)
+            .is_some_and(|chunk| what(chunk))
+    }
+
+    /// Gives a block what was promised for it, if it still lacks that.
+    fn give(&self, block: u64, promise: Reservation, lacks: impl Fn(&Chunk) -> bool) {
+        let mut state = self.state.lock();
+        match state.chunk(block) {
+            Some(chunk) if lacks(chunk) => chunk.give_room(1 << (block % PAGES), promise),
+            _ => {
+                drop(state);
+                self.fs.release(promise);
+            }
+        }
     }
 
     /// Has room promised for the blocks: nothing, if all that they hold of a file that ends at `end` has places.
@@ -121,18 +124,10 @@ impl CachedFile {
         let block = size / PAGE;
         let bit = 1 << (block % PAGES);
         // What is promised to a page is for all of it.
-        let lacks = |chunk: &&mut Chunk| chunk.resident & !chunk.promised & bit != 0;
-        if self.state.lock().chunk(block).filter(lacks).is_none() {
-            return Ok(());
-        }
-        let promise = self.reserve(block..block + 1, end)?;
-        let mut state = self.state.lock();
-        match state.chunk(block).filter(lacks) {
-            Some(chunk) => chunk.give_room(bit, promise),
-            None => {
-                drop(state);
-                self.fs.release(promise);
-            }
+        let lacks = |chunk: &Chunk| chunk.resident & !chunk.promised & bit != 0;
+        if self.has(block, lacks) {
+            let promise = self.reserve(block..block + 1, end)?;
+            self.give(block, promise, lacks);
         }
         Ok(())
     }
