@@ -35,12 +35,12 @@ mod common;
 
 use common::machine::{Machine, PAGE};
 use common::{campaign, e2fsck, mkfs, mount, read_file};
-use pinfold::fs::block::BlockError;
+use pinfold::fs::block::{BlockError, Durability};
 use pinfold::fs::cached::Cached;
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
-use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError};
+use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError, blocking};
 use pinfold::mm::addr::{Frame, PAGE_SIZE, VirtAddr};
 use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::{Access, FaultError};
@@ -1500,25 +1500,86 @@ fn nothing_is_cut_where_the_last_page_cannot_be_read_or_become_dirty() {
 #[test]
 fn what_a_cut_that_failed_halfway_has_left_does_not_show_again() {
     const LEN: u64 = 10 * PAGE;
-    let grow: [fn(&Machine, FileId); 3] = [
+    let grow: [fn(&Machine, FileId); 4] = [
         |machine, file| machine.fs.set_len(file, LEN).unwrap(),
         |machine, file| machine.fs.write_at(file, LEN - 1, b"n").unwrap(),
         |machine, file| machine.beneath.write_at(file, LEN - 1, b"n").unwrap(),
+        // As the page cache writes: to places that are the file's own, and no more those that were cut off.
+        |machine, file| {
+            let beneath = &machine.beneath;
+            let mut promise = beneath.reserve(file, LEN - PAGE, PAGE).unwrap();
+            let extents = beneath.allocate(file, LEN - PAGE, PAGE, &mut promise);
+            let Backing::Unwritten(place) = extents.unwrap()[0].backing else {
+                panic!("a place that holds something");
+            };
+            let bytes = vec![b'n'; PAGE_SIZE];
+            blocking::write(&*machine.disk, place, bytes, Durability::Cached).unwrap();
+            beneath.written(file, LEN - PAGE, PAGE, LEN).unwrap();
+        },
     ];
-    for grow in grow {
+    for (i, grow) in grow.into_iter().enumerate() {
         let (machine, file) = ten_pages();
         // The map of free blocks cannot be read.
         machine.disk.fail_after(0);
         machine.fs.set_len(file, 100).unwrap_err();
         machine.disk.heal();
         grow(&machine, file);
+        if i < 2 {
+            assert_eq!(machine.read(file, 2 * PAGE, 10), [0; 10]);
+        }
         machine.fs.sync().unwrap();
         let bytes = machine.on_disk(file);
         assert_eq!(bytes.len() as u64, LEN);
         assert!(bytes[PAGE_SIZE..].iter().all(|byte| *byte != b'o'));
+        assert_eq!(bytes.last() == Some(&b'n'), i > 0);
         machine.cached(file).evict(0..10);
         machine.finish(file);
     }
+}
+
+#[test]
+fn a_file_ends_where_numbers_do() {
+    for block_size in ["1024", "4096"] {
+        let machine = Machine::new(1, 16 << 20, &["-b", block_size]);
+        let file = machine.create("a", &[1; 600]);
+        machine.fs.sync_file(file).unwrap();
+        for at in [u64::MAX, u64::MAX - 10, 1 << 63, (1 << 63) - 1] {
+            assert_eq!(machine.fs.set_len(file, at), Err(FsError::FileTooLarge));
+            let written = machine.fs.write_at(file, at, b"hello");
+            assert_eq!(written, Err(FsError::FileTooLarge));
+        }
+        machine.finish(file);
+    }
+}
+
+/// Takes all that is free, past the cache.
+fn fill(machine: &Machine) {
+    let (beneath, root) = (&machine.beneath, machine.fs.root());
+    let filler = beneath.create(root, b"filler", FileKind::File, 0o644);
+    let filler = filler.unwrap();
+    let mut end = 0;
+    for _ in 0..2 {
+        while beneath.write_at(filler, end, &[0; 1024]).is_ok() {
+            end += 1024;
+        }
+        beneath.sync().unwrap();
+    }
+}
+
+#[test]
+fn what_has_places_once_it_is_written_back_is_not_refused() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let file = machine.create("a", &[]);
+    machine.beneath.write_at(file, PAGE, &[1; 904]).unwrap();
+    machine.beneath.sync().unwrap();
+    let machine = Machine::on(machine.disk.contents(), 1, 16 << 20);
+    machine.fs.open(file).unwrap();
+    // Its promise is for the worst, and is nearly all there is.
+    machine.fs.write_at(file, 0, &[2; PAGE_SIZE]).unwrap();
+    fill(&machine);
+    machine.fs.write_at(file, 0, &[3; 5000]).unwrap();
+    machine.fs.sync_file(file).unwrap();
+    assert_eq!(machine.finish(file), [3; 5000]);
 }
 
 /// A file of ten pages on a disk of which nothing was read yet but its first page.

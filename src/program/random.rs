@@ -119,7 +119,7 @@ fn gather() -> Result<Result<[u8; 32], NoEntropy>, MapError> {
     if let Some((kind, base)) = board.pi_rng {
         match registers_at(base, pi_rng::SIZE) {
             Ok(registers) => {
-                // SAFETY: just mapped, and `GENERATOR` is locked: nobody else uses them.
+                // SAFETY: mapped for good, and `GENERATOR` is locked: nobody else uses them.
                 let rng = unsafe { pi_rng::PiRng::new(registers, kind) };
                 let words = core::iter::from_fn(|| rng.word()).take(8);
                 let count = words.map(|word| hash.update(word.to_le_bytes())).count();
@@ -154,7 +154,7 @@ fn from_virtio(base: PhysAddr) -> Result<Option<([u8; virtio_rng::BYTES], usize)
     const DEVICE_ID: u64 = 8;
     const ENTROPY: u32 = 4;
     let registers = registers_at(base, SIZE)?;
-    // SAFETY: just mapped, and reading the register changes nothing. A transport would reset what may be a disk.
+    // SAFETY: mapped for good, and reading the register changes nothing. A transport would reset what may be a disk.
     let id = unsafe { ((registers.0 + DEVICE_ID) as *const u32).read_volatile() };
     if id != ENTROPY {
         return Ok(None);
@@ -162,7 +162,7 @@ fn from_virtio(base: PhysAddr) -> Result<Option<([u8; virtio_rng::BYTES], usize)
     let Some(header) = NonNull::new(registers.0 as *mut VirtIOHeader) else {
         return Ok(None);
     };
-    // SAFETY: just mapped, for good; `GENERATOR` is locked: nobody else uses them.
+    // SAFETY: mapped for good; `GENERATOR` is locked: nobody else uses them.
     let transport = unsafe { MmioTransport::new(header, SIZE as usize) };
     Ok(transport.ok().and_then(virtio_rng::read))
 }

@@ -23,7 +23,7 @@ impl Volume {
     pub(super) fn set_len(&mut self, number: u32, len: u64) -> Result<(), FsError> {
         let inode = self.file(number)?;
         if len > inode.size() {
-            self.finish_cut(&inode, len)?;
+            self.finish_cut(number, len)?;
             return self.transact(|volume| {
                 let mut inode = volume.file(number)?;
                 volume.check_size(&inode, len)?;
@@ -41,12 +41,15 @@ impl Volume {
         self.free_past_end(number)
     }
 
-    /// Before the file grows to `end`: what an earlier cut has left behind its last block must not show again.
-    pub(super) fn finish_cut(&mut self, inode: &Inode, end: u64) -> Result<(), FsError> {
-        let block_size = self.superblock.block_size as u64;
-        let is_behind = end > inode.size().next_multiple_of(block_size);
-        match is_behind && self.half_cut.contains(&inode.number) {
-            true => self.free_past_end(inode.number),
+    /// Before the file grows to `end`: what an earlier cut has left behind its last block must not show again. Changes the
+    /// inode: whoever has read it reads it again.
+    pub(super) fn finish_cut(&mut self, number: u32, end: u64) -> Result<(), FsError> {
+        if !self.half_cut.contains(&number) {
+            return Ok(());
+        }
+        let size = self.file(number)?.size();
+        match end > size.next_multiple_of(self.superblock.block_size as u64) {
+            true => self.free_past_end(number),
             false => Ok(()),
         }
     }

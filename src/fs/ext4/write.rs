@@ -37,8 +37,7 @@ impl Volume {
         offset: u64,
         bytes: &[u8],
     ) -> Result<usize, FsError> {
-        let inode = self.file(number)?;
-        self.finish_cut(&inode, offset.saturating_add(bytes.len() as u64))?;
+        self.finish_cut(number, offset.saturating_add(bytes.len() as u64))?;
         self.transact(|volume| volume.write_piece(number, offset, bytes))
     }
 
@@ -300,9 +299,9 @@ impl Volume {
     fn back_range(&mut self, number: u32, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {
         let size = self.superblock.block_size as u64;
         let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
+        self.finish_cut(number, end)?;
         let inode = self.file(number)?;
         self.check_size(&inode, end)?;
-        self.finish_cut(&inode, end)?;
         let last = end.div_ceil(size);
         let mut at = offset / size;
         if inode.has_flag(EXTENTS) && self.count_backed(&inode, at, last)? == last - at {

@@ -82,6 +82,8 @@ pub(super) struct State {
     is_unlinked: bool,
     /// The device may hold something behind the end, in the last page: it was cut, and not written since.
     is_unsettled: bool,
+    /// The file system may hold blocks behind the end: cutting them failed.
+    is_half_cut: bool,
     handle: Weak<FileHandle>,
     /// Sizes that the file must keep.
     holds: Vec<u64>,
@@ -277,6 +279,7 @@ impl CachedFile {
                 users: 0,
                 is_unlinked: attributes.links == 0,
                 is_unsettled: false,
+                is_half_cut: false,
                 handle: Weak::new(),
                 holds: Vec::new(),
             }),

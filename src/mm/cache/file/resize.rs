@@ -82,7 +82,9 @@ impl CachedFile {
         self.grow(&mut state, len);
         drop(state);
         let is_settled = self.is_on_device(len) == Ok(false);
-        self.state.lock().is_unsettled = !is_settled;
+        let mut state = self.state.lock();
+        (state.is_unsettled, state.is_half_cut) = (!is_settled, cut.is_err());
+        drop(state);
         // It is cut, whatever becomes of this: before it grows it is tried again.
         let _ = self.settle_cut();
         cut
@@ -91,6 +93,10 @@ impl CachedFile {
     /// What was cut off goes from the device, too, and before the file grows: it must not come back when the power fails
     /// before its last page is written.
     pub(super) fn settle_cut(self: &Arc<Self>) -> Result<(), FsError> {
+        if self.state.lock().is_half_cut {
+            self.fs.set_len(self.id, self.size())?;
+            self.state.lock().is_half_cut = false;
+        }
         if self.state.lock().is_unsettled {
             let last = self.size() / PAGE;
             self.settle_end(u64::MAX)?;

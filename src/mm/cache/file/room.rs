@@ -61,23 +61,34 @@ impl CachedFile {
     /// Promises are for the worst, and for whole blocks: where they seem to take all there is, what has places needs none;
     /// then what is dirty is given its places first, and what was freed becomes usable.
     pub(super) fn reserve(&self, blocks: Range<u64>, end: u64) -> Result<Reservation, FsError> {
-        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
-        let needed = end.next_multiple_of(self.block_size).saturating_sub(offset);
-        match self.fs.reserve(self.id, offset, len) {
-            Err(FsError::NoSpace) => {}
-            reserved => return reserved,
-        }
-        if needed < len {
-            match self.fs.reserve(self.id, offset, needed) {
-                Ok(promise) if !promise.is_none() => self.fs.release(promise),
-                Err(FsError::NoSpace) => {}
-                reserved => return reserved,
+        match self.reserve_now(blocks.clone(), end) {
+            Err(FsError::NoSpace) => {
+                // What fails is another file's, perhaps, and told with its next flush.
+                let _ = self.cache.write_back(Some(self.volume));
+                self.fs.sync()?;
+                self.reserve_now(blocks, end)
             }
+            reserved => reserved,
         }
-        // What fails is another file's, perhaps, and told with its next flush.
-        let _ = self.cache.write_back(Some(self.volume));
-        self.fs.sync()?;
-        self.fs.reserve(self.id, offset, len)
+    }
+
+    fn reserve_now(&self, blocks: Range<u64>, end: u64) -> Result<Reservation, FsError> {
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        let all = self.fs.reserve(self.id, offset, len);
+        let needed = end
+            .saturating_sub(offset)
+            .min(len)
+            .next_multiple_of(self.block_size);
+        if all != Err(FsError::NoSpace) || needed == len {
+            return all;
+        }
+        match self.fs.reserve(self.id, offset, needed) {
+            Ok(promise) if !promise.is_none() => {
+                self.fs.release(promise);
+                Err(FsError::NoSpace)
+            }
+            needs_none => needs_none,
+        }
     }
 
     /// Room for a write to the blocks, after which the file has at least `end` bytes.
@@ -129,6 +140,8 @@ impl CachedFile {
             let promise = self.reserve(block..block + 1, end)?;
             self.give(block, promise, lacks);
         }
+        // One that is on its way has less than that, and must not find that the file ends further behind.
+        self.wait_for_writes(block..block + 1);
         Ok(())
     }
 }
