@@ -295,7 +295,7 @@ impl FileSystem for Fat {
     fn unlink(&self, directory: FileId, name: &[u8]) -> Result<Option<FileId>, FsError> {
         // What is open is refused.
         let mut volume = self.volume.lock();
-        volume.unname(node(directory)?, name, |driver, directory, name| {
+        volume.unname(node(directory)?, name, None, |driver, directory, name| {
             driver.unlink(directory, name)
         })?;
         Ok(None)
@@ -304,7 +304,7 @@ impl FileSystem for Fat {
     fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<(), FsError> {
         self.volume
             .lock()
-            .unname(node(directory)?, name, |driver, directory, name| {
+            .unname(node(directory)?, name, None, |driver, directory, name| {
                 driver.rmdir(directory, name)
             })
     }
@@ -318,18 +318,12 @@ impl FileSystem for Fat {
     ) -> Result<Option<FileId>, FsError> {
         let (from, name) = (node(from)?, Name::from_bytes(name));
         let mut volume = self.volume.lock();
-        let rename = |driver: &mut FatFs<Disk>, to, new_name: &Name| {
+        let moved = volume.driver.lookup(from, name).map_err(error)?;
+        let renamed = volume.unname(node(to)?, new_name, Some(moved), |driver, to, new_name| {
             driver.rename(from, name, to, new_name, RenameMode::Replace)
-        };
-        // Perhaps to itself, in other letters.
-        if volume.are_same(from, name, node(to)?, Name::from_bytes(new_name)) {
-            volume.check_writable()?;
-            let new_name = Name::from_bytes(new_name);
-            rename(&mut volume.driver, node(to)?, new_name).map_err(error)?;
-        } else {
-            volume.unname(node(to)?, new_name, rename)?;
-        }
-        Ok(None)
+        });
+        volume.driver.forget(moved, 1);
+        renamed.map(|()| None)
     }
 
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError> {
@@ -496,37 +490,28 @@ impl Volume {
         })
     }
 
-    /// Whether both names are there, and of one file.
-    fn are_same(&mut self, from: NodeId, name: &Name, to: NodeId, other: &Name) -> bool {
-        let Ok(found) = self.driver.lookup(from, name) else {
-            return false;
-        };
-        let is_same = self.driver.lookup(to, other).is_ok_and(|other| {
-            self.driver.forget(other, 1);
-            other == found
-        });
-        self.driver.forget(found, 1);
-        is_same
-    }
-
-    /// Does `f`, which takes the name from what has it, if anything has. What is open cannot be without a name here.
+    /// Does `f`, which takes the name from what has it, if anything but `moved` has: that is what has the name afterwards,
+    /// perhaps in other letters. What is open cannot be without a name here.
     fn unname(
         &mut self,
         directory: NodeId,
         name: &[u8],
+        moved: Option<NodeId>,
         f: impl FnOnce(&mut FatFs<Disk>, NodeId, &Name) -> DriverResult<()>,
     ) -> Result<(), FsError> {
         self.check_writable()?;
         let name = Name::from_bytes(name);
-        let Ok(found) = self.driver.lookup(directory, name) else {
-            return f(&mut self.driver, directory, name).map_err(error);
+        let found = match self.driver.lookup(directory, name).map_err(error) {
+            Err(FsError::NotFound) => return f(&mut self.driver, directory, name).map_err(error),
+            found => found?,
         };
-        let done = match self.open.contains_key(&found) {
+        let stays = moved == Some(found);
+        let done = match self.open.contains_key(&found) && !stays {
             true => Err(FsError::Busy),
             false => f(&mut self.driver, directory, name).map_err(error),
         };
         self.driver.forget(found, 1);
-        if done.is_ok() && self.pinned.remove(&found) {
+        if done.is_ok() && !stays && self.pinned.remove(&found) {
             self.driver.forget(found, 1);
         }
         done
