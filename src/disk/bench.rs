@@ -157,7 +157,7 @@ fn file() -> Result<(), &'static str> {
     };
     let fs = &root.fs;
     let free = fs.statistics().map_err(|_| "the file system fails")?;
-    let free = free.free_blocks * u64::from(free.block_size);
+    let free = free.available_blocks * u64::from(free.block_size);
     let span = SPAN.min(free / 2) / MIB as u64 * MIB as u64;
     if span == 0 {
         return Err("the file system has no room for a file of 1 MiB");

@@ -237,6 +237,7 @@ fn ctrl_r_searches_backwards() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes an hour")]
 fn what_is_searched_for_is_no_longer_than_a_line() {
     let mut session = Session::new();
     session.type_in("\x12");
@@ -357,11 +358,11 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 400 }))]
 
     /// After each key the line is what the model says; the row shows a part of it with the cursor in its place.
     #[test]
-    fn the_screen_shows_the_line_and_the_cursor_in_it(moves in prop::collection::vec(any_move(), 0..300)) {
+    fn the_screen_shows_the_line_and_the_cursor_in_it(moves in prop::collection::vec(any_move(), 0..if cfg!(miri) { 30 } else { 300 })) {
         let mut session = Session::new();
         let (mut characters, mut cursor) = (Vec::new(), 0);
         for made in &moves {

@@ -33,7 +33,7 @@ command!(
     DF,
     "df",
     "[-b]",
-    "how full the file systems are\n\n-b  in bytes\nExample: df",
+    "how full the file systems are\n\nFREE is what can be had: some blocks are held back, or promised.\n-b  in bytes\nExample: df",
     df
 );
 command!(
@@ -103,7 +103,7 @@ fn df(arguments: &[&str]) -> Status {
                     "{source:12} {:>14} {:>14} {:>14} {:>10}  {path}",
                     size(s.blocks),
                     size(s.blocks.saturating_sub(s.free_blocks)),
-                    size(s.free_blocks),
+                    size(s.available_blocks),
                     s.free_inodes
                 );
             }

@@ -117,6 +117,7 @@ impl FileSystem for Fat {
             block_size: stats.block_size(),
             blocks: stats.total_blocks(),
             free_blocks: stats.free_blocks(),
+            available_blocks: stats.free_blocks(),
             inodes: 0,
             free_inodes: 0,
         })

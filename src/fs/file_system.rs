@@ -109,6 +109,8 @@ pub struct Statistics {
     pub blocks: u64,
     /// Blocks that nothing uses.
     pub free_blocks: u64,
+    /// Those of them that can be had: neither promised nor held back.
+    pub available_blocks: u64,
     /// Inodes in all.
     pub inodes: u64,
     /// Inodes that nothing uses.
@@ -242,7 +244,8 @@ pub trait FileSystem: Send + Sync {
 
     /// The extents that cover `len` bytes from `offset` on, in order and without gaps; ends are rounded to blocks.
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError>;
-    /// Promises space for a write of `len` bytes at `offset`, at its first store.
+    /// Promises space for a write of `len` bytes at `offset`, at its first store: to each page that lacks any, for all of
+    /// its blocks, so that pages can share promises evenly.
     fn reserve(&self, file: FileId, offset: u64, len: u64) -> Result<Reservation, FsError>;
     /// Gives back a promise that is not needed.
     fn release(&self, reservation: Reservation);

@@ -145,7 +145,7 @@ fn scratch() -> Result<Speed, &'static str> {
         return Err("the disk is read-only");
     }
     let free = fs.statistics().map_err(failed)?;
-    let free = free.free_blocks * u64::from(free.block_size);
+    let free = free.available_blocks * u64::from(free.block_size);
     let span = SPAN.min(free / 2) / MIB as u64 * MIB as u64;
     if span == 0 {
         return Err("no room for 1 MiB on /");

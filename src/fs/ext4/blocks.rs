@@ -33,7 +33,7 @@ impl Volume {
             self.bounds_from = self.store.releases();
             self.longest_free.fill(u32::MAX);
         }
-        let available = self.statistics()?.free_blocks.saturating_sub(self.reserved);
+        let available = self.statistics()?.available_blocks;
         let wanted = wanted
             .min(MAX_RUN)
             .min(available.try_into().unwrap_or(u32::MAX));

@@ -94,6 +94,7 @@ impl Ext4 {
             .try_reserve_exact(superblock.groups as usize)
             .map_err(|_| FsError::OutOfMemory)?;
         longest_free.resize(superblock.groups as usize, u32::MAX);
+        let held_back = (superblock.blocks_count / 50).min(MAX_HELD_BACK);
         let mut volume = Volume {
             longest_free,
             store: Store::new(device, superblock.block_size, options.limits, journal),
@@ -103,6 +104,7 @@ impl Ext4 {
             open: BTreeMap::new(),
             half_cut: BTreeSet::new(),
             reserved: 0,
+            held_back,
             bounds_from: 0,
             inode_table: None,
         };
@@ -165,6 +167,9 @@ fn superblock_bytes(device: &dyn BlockDevice, offset: u64) -> Result<(Vec<u8>, u
 /// Blocks of the largest journal: mke2fs(8), `-J size`.
 const MAX_JOURNAL: u64 = 10_240_000;
 
+/// The most blocks that are held back, of which otherwise there are a fiftieth.
+const MAX_HELD_BACK: u64 = 4096;
+
 fn open_journal(
     device: &Arc<dyn BlockDevice>,
     superblock: &Superblock,
@@ -186,6 +191,7 @@ fn open_journal(
         open: BTreeMap::new(),
         half_cut: BTreeSet::new(),
         reserved: 0,
+        held_back: 0,
         bounds_from: 0,
         inode_table: None,
     };

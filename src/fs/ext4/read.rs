@@ -37,10 +37,12 @@ impl Volume {
         } else {
             0
         };
+        let free_blocks = halves32(le32(&bytes, FREE_BLOCKS_LOW), high);
         Ok(Statistics {
             block_size: self.superblock.block_size as u32,
             blocks: self.superblock.blocks_count,
-            free_blocks: halves32(le32(&bytes, FREE_BLOCKS_LOW), high),
+            free_blocks,
+            available_blocks: free_blocks.saturating_sub(self.reserved + self.held_back),
             inodes: self.superblock.inodes_count.into(),
             free_inodes: le32(&bytes, FREE_INODES).into(),
         })

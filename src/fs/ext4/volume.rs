@@ -25,6 +25,9 @@ pub(super) struct Volume {
     pub(super) half_cut: BTreeSet<u32>,
     /// Blocks promised to files and not yet allocated.
     pub(super) reserved: u64,
+    /// Blocks that only what was promised is given: maps of files may need more blocks than anybody could foresee. As
+    /// many as Linux holds back for the same reason (`ext4_calculate_resv_clusters`).
+    pub(super) held_back: u64,
     /// For each group, a bound of its longest free run: what allocation need not look at again.
     pub(super) longest_free: Vec<u32>,
     /// [`Store::releases`] when these bounds were right.

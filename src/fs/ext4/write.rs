@@ -11,6 +11,7 @@ use crate::fs::block::Durability;
 use crate::fs::blocking;
 use crate::fs::error::FsError;
 use crate::fs::{Extent, Reservation};
+use crate::mm::addr::PAGE_SIZE;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -240,14 +241,14 @@ impl Volume {
         let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
         self.check_size(&inode, end)?;
         let (first, last) = (offset / size, end.div_ceil(size));
-        let data = (last - first) - self.count_backed(&inode, first, last)?;
+        let data = self.lacking(&inode, first, last)?;
         // Every leaf under the range may be split, and they are at least half full; then the nodes above them.
         let blocks = if data == 0 {
             0
         } else {
             data + 8 + (last - first).div_ceil(32)
         };
-        if self.statistics()?.free_blocks < self.reserved + blocks {
+        if self.statistics()?.available_blocks < blocks {
             return Err(FsError::NoSpace);
         }
         self.reserved += blocks;
@@ -267,6 +268,23 @@ impl Volume {
         Ok(false)
     }
 
+    /// How many blocks those pages have that lack a place for any of these.
+    fn lacking(&mut self, inode: &Inode, first: u64, last: u64) -> Result<u64, FsError> {
+        let page = (PAGE_SIZE / self.superblock.block_size).max(1) as u64;
+        let runs = self.runs(inode, first, last)?;
+        let backed = runs.iter().map(|run| (u64::from(run.first), run.end()));
+        let (mut at, mut counted, mut lacking) = (first, 0, 0);
+        for (start, end) in backed.chain([(last, last)]) {
+            if at < start {
+                let from = (at - at % page).max(counted);
+                counted = start.next_multiple_of(page);
+                lacking += counted - from;
+            }
+            at = end;
+        }
+        Ok(lacking)
+    }
+
     /// How many of the blocks have a place.
     fn count_backed(&mut self, inode: &Inode, first: u64, last: u64) -> Result<u64, FsError> {
         let runs = self.runs(inode, first, last)?;
@@ -276,6 +294,14 @@ impl Volume {
     /// Takes a promise back.
     pub(super) fn release(&mut self, reservation: &Reservation) {
         self.reserved = self.reserved.saturating_sub(reservation.blocks);
+    }
+
+    /// Does what was promised, for which the blocks held back may be taken, too.
+    fn deliver<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        let held_back = core::mem::take(&mut self.held_back);
+        let result = f(self);
+        self.held_back = held_back;
+        result
     }
 
     /// Backs a range with blocks that read as zeros where they are new. After an error what was promised still is.
@@ -288,7 +314,7 @@ impl Volume {
     ) -> Result<Vec<Extent>, FsError> {
         let promised = promise.blocks;
         self.release(promise);
-        let result = self.back_range(number, offset, len);
+        let result = self.deliver(|volume| volume.back_range(number, offset, len));
         match result {
             Ok(_) => *promise = Reservation::NONE,
             Err(_) => self.reserved += promised,
@@ -359,6 +385,16 @@ impl Volume {
 
     /// Says that a range holds data, and that the file has at least `size` bytes.
     pub(super) fn written(
+        &mut self,
+        number: u32,
+        offset: u64,
+        len: u64,
+        size: u64,
+    ) -> Result<(), FsError> {
+        self.deliver(|volume| volume.note_written(number, offset, len, size))
+    }
+
+    fn note_written(
         &mut self,
         number: u32,
         offset: u64,

@@ -151,7 +151,7 @@ fn with_file(name: &str, measure: fn(&Subject) -> Result<(), MapError>) -> Resul
     };
     let fs = root.fs.clone();
     let statistics = fs.statistics().map_err(io)?;
-    let room = statistics.free_blocks * u64::from(statistics.block_size);
+    let room = statistics.available_blocks * u64::from(statistics.block_size);
     let span = SPAN
         .min(room / 2)
         .min(crate::mm::FRAMES.counts().total * PAGE / 4)

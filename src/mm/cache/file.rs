@@ -6,6 +6,7 @@ mod room;
 
 pub use handle::FileHandle;
 pub use resize::Hold;
+pub(super) use room::Room;
 
 use super::chunk::{Chunk, GROUP, PAGES, Slot, bits, mask};
 use super::chunks::{Chunks, chunks_of};
@@ -28,7 +29,6 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicBool, Ordering};
-use room::Room;
 use spin::Once;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -833,8 +833,8 @@ impl CachedFile {
             }
         };
         drop(resizing);
-        if let Some(room) = room.filter(|room| !room.promise.is_none()) {
-            self.fs.release(room.promise);
+        if let Some(room) = room {
+            self.end_sharing(room);
         }
         result
     }

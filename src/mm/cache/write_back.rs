@@ -14,7 +14,7 @@
 
 use super::chunk::{PAGES, bits};
 use super::chunks::chunks_of;
-use super::file::{CachedFile, MAX_RUN};
+use super::file::{CachedFile, MAX_RUN, Room};
 use super::transfer::{Batch, Run, Units};
 use super::{PageCache, VolumeId, add};
 use crate::fs::error::Structure;
@@ -23,6 +23,7 @@ use crate::mm::addr::PAGE_SIZE;
 use crate::mm::trace::{self, Kind};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -284,10 +285,13 @@ impl CachedFile {
     }
 
     /// A run is not on its way any more. After an error its pages are dirty as before, with what is still promised to them.
-    fn end_write(&self, run: &Run, result: Result<(), FsError>, mut promise: Reservation) {
+    fn end_write(&self, run: &Run, result: Result<(), FsError>, promise: Reservation) {
+        let shared = self.share(promise, run.blocks());
+        // Where nobody can say who lacks a place, each has a share.
+        let evenly = |(promise, _)| Room::to(vec![run.blocks()], promise);
+        let mut room = shared.unwrap_or_else(evenly);
         let mut state = self.lock();
         let mut clean = 0;
-        let mut left = run.frames.len() as u64;
         for (number, pages) in chunks_of(run.blocks()) {
             let Some(chunk) = state.chunks.find(number) else {
                 continue;
@@ -297,9 +301,9 @@ impl CachedFile {
                 clean += u64::from((pages & !chunk.dirty).count_ones());
             } else {
                 chunk.dirty |= pages;
-                let count = pages.count_ones().into();
-                chunk.give_room(pages, promise.split(count, left));
-                left -= count;
+                for i in bits(pages) {
+                    chunk.give_room(1 << i, room.take(number * PAGES + u64::from(i)));
+                }
             }
         }
         let count = run.frames.len() as u64;
@@ -312,6 +316,7 @@ impl CachedFile {
             }
         }
         drop(state);
+        self.end_sharing(room);
         let kind = if result.is_ok() {
             Kind::Written
         } else {

@@ -3,7 +3,7 @@
 use super::super::chunk::{Chunk, PAGES, Slot};
 use super::super::chunks::chunks_of;
 use super::{CachedFile, PAGE};
-use crate::fs::{Backing, Extent, FsError, Reservation};
+use crate::fs::{Backing, FsError, Reservation};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -94,24 +94,45 @@ impl CachedFile {
     /// Room for a write to the blocks, after which the file has at least `end` bytes.
     pub(super) fn room(&self, blocks: Range<u64>, end: u64) -> Result<Room, FsError> {
         let promise = self.reserve(blocks.clone(), end.max(self.size()))?;
-        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
-        let mut holes = Vec::new();
-        if !promise.is_none() {
-            let extents = match self.fs.map(self.id, offset, len) {
-                Ok(extents) => extents,
-                Err(error) => {
-                    self.fs.release(promise);
-                    return Err(error);
-                }
-            };
-            let is_hole = |extent: &Extent| extent.backing == Backing::Hole;
-            holes = extents.into_iter().filter(is_hole).collect();
-        }
-        Ok(Room {
-            promise,
-            left: holes.iter().map(|hole| hole.len).sum(),
-            holes,
+        self.share(promise, blocks).map_err(|(promise, error)| {
+            self.fs.release(promise);
+            error
         })
+    }
+
+    /// Has the blocks that lack a place share a promise. Gives it back where they cannot be told from the others.
+    pub(in crate::mm::cache) fn share(
+        &self,
+        promise: Reservation,
+        blocks: Range<u64>,
+    ) -> Result<Room, (Reservation, FsError)> {
+        let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
+        if promise.is_none() {
+            return Ok(Room::to(Vec::new(), promise));
+        }
+        let extents = match self.fs.map(self.id, offset, len) {
+            Ok(extents) => extents,
+            Err(error) => return Err((promise, error)),
+        };
+        let mut lacking: Vec<Range<u64>> = Vec::new();
+        for hole in extents
+            .iter()
+            .filter(|extent| extent.backing == Backing::Hole)
+        {
+            let end = (hole.offset + hole.len).div_ceil(PAGE);
+            match lacking.last_mut() {
+                Some(last) if hole.offset / PAGE < last.end => last.end = end,
+                _ => lacking.push(hole.offset / PAGE..end),
+            }
+        }
+        Ok(Room::to(lacking, promise))
+    }
+
+    /// Gives back what nobody had a share of.
+    pub(in crate::mm::cache) fn end_sharing(&self, room: Room) {
+        if !room.promise.is_none() {
+            self.fs.release(room.promise);
+        }
     }
 
     /// Whether one of the blocks may not become dirty yet.
@@ -146,25 +167,31 @@ impl CachedFile {
     }
 }
 
-/// Room for a write: what was promised to the holes that it fills.
-pub(super) struct Room {
-    pub(super) promise: Reservation,
-    holes: Vec<Extent>,
-    /// Bytes of the holes that have had no share.
+/// What was promised to several blocks.
+pub(in crate::mm::cache) struct Room {
+    promise: Reservation,
+    /// The blocks it was promised to.
+    lacking: Vec<Range<u64>>,
+    /// How many of them have had no share.
     left: u64,
 }
 
 impl Room {
+    /// The promise is for these.
+    pub(in crate::mm::cache) fn to(lacking: Vec<Range<u64>>, promise: Reservation) -> Self {
+        let left = lacking.iter().map(|blocks| blocks.end - blocks.start).sum();
+        Self {
+            promise,
+            lacking,
+            left,
+        }
+    }
+
     /// The share of a block that has had none: nothing, if it has a place.
-    pub(super) fn take(&mut self, block: u64) -> Reservation {
-        let (start, end) = (block * PAGE, (block + 1) * PAGE);
-        let inside = |hole: &Extent| {
-            let hole = hole.offset.max(start)..(hole.offset + hole.len).min(end);
-            hole.end.saturating_sub(hole.start)
-        };
-        let part = self.holes.iter().map(inside).sum();
-        let share = self.promise.split(part, self.left);
-        self.left -= part;
+    pub(in crate::mm::cache) fn take(&mut self, block: u64) -> Reservation {
+        let part = self.lacking.iter().any(|blocks| blocks.contains(&block));
+        let share = self.promise.split(part.into(), self.left);
+        self.left -= u64::from(part);
         share
     }
 }
