@@ -729,3 +729,33 @@ fn nothing_is_read_after_an_unmount() {
         fs.unmount().unwrap();
     }
 }
+
+#[test]
+fn what_arrives_during_a_cut_makes_the_file_no_longer() {
+    for (written_before, options) in [
+        (0, &["-b", "4096"][..]),
+        (30_000, &["-b", "4096"]),
+        (0, &["-b", "4096", "-O", "^extents,^64bit"]),
+        (30_000, &["-b", "4096", "-O", "^extents,^64bit"]),
+    ] {
+        let (disk, fs) = fresh(4 * 1024, options);
+        let file = file(&fs, b"file");
+        fs.write_at(file, 0, &vec![1; written_before]).unwrap();
+        fs.open(file).unwrap();
+        // A transfer of ten blocks is on its way.
+        let mut promise = fs.reserve(file, 0, 40_960).unwrap();
+        fs.allocate(file, 0, 40_960, &mut promise).unwrap();
+        fs.truncate_prepare(file, 20_000).unwrap();
+        fs.written(file, 0, 40_960, 40_960).unwrap();
+        assert_eq!(fs.attributes(file).unwrap().size, 20_000);
+        fs.set_len(file, 20_000).unwrap();
+        assert_eq!(fs.attributes(file).unwrap().allocated, 20_480);
+        // From then on it may.
+        fs.write_at(file, 40_000, b"n").unwrap();
+        let mut bytes = [1; 8];
+        assert_eq!(fs.read_at(file, 20_000, &mut bytes), Ok(8));
+        assert_eq!(bytes, [0; 8]);
+        fs.close(file).unwrap();
+        finish(&disk, &fs);
+    }
+}

@@ -1371,9 +1371,11 @@ fn a_cut_that_fails_keeps_what_was_to_stay() {
     machine.disk.fail_sector(place / 512, error);
     assert_eq!(machine.fs.set_len(file, 5 * PAGE), Err(error.into()));
     machine.disk.heal();
-    assert_eq!(machine.fs.attributes(file).unwrap().size, 5 * PAGE);
-    assert!(machine.read(file, 0, 5 * PAGE_SIZE) == [8; 5 * PAGE_SIZE]);
+    // Nothing of it was done.
+    let before = vec![8; 100 + rest.len()];
+    assert!(machine.read(file, 0, before.len() + 1) == before);
     machine.fs.sync().unwrap();
+    assert!(machine.on_disk(file) == before);
     machine.fs.set_len(file, 50).unwrap();
     machine.fs.set_len(file, 60).unwrap();
     assert_eq!(
@@ -1553,11 +1555,14 @@ fn a_file_ends_where_numbers_do() {
 }
 
 /// Takes all that is free, past the cache.
+/// Takes what can be had for a file of its own, and again what can be had by then.
 fn fill(machine: &Machine) {
     let (beneath, root) = (&machine.beneath, machine.fs.root());
-    let filler = beneath.create(root, b"filler", FileKind::File, 0o644);
+    let filler = beneath.lookup(root, b"filler");
+    let filler = filler.or_else(|_| beneath.create(root, b"filler", FileKind::File, 0o644));
     let filler = filler.unwrap();
-    let mut end = 0;
+    let mut end = beneath.attributes(filler).unwrap().size;
+    beneath.sync().unwrap();
     for _ in 0..2 {
         while beneath.write_at(filler, end, &[0; 1024]).is_ok() {
             end += 1024;
@@ -2299,4 +2304,154 @@ fn a_name_replaced_while_it_is_removed_leaves_no_file_behind() {
             assert!(machine.cache.find(machine.fs.volume(), y).is_none());
         }
     }
+}
+
+#[test]
+fn what_a_failed_cut_has_left_does_not_show_when_the_file_is_found_again() {
+    let (machine, file) = ten_pages();
+    machine.disk.fail_after(0);
+    machine.fs.set_len(file, 0).unwrap_err();
+    machine.disk.heal();
+    assert_eq!(machine.fs.attributes(file).unwrap().size, 0);
+    machine.fs.close(file).unwrap();
+    machine.fs.sync().unwrap();
+    // The cache lets it go.
+    machine.cache.tidy().unwrap();
+    machine.fs.open(file).unwrap();
+    machine.fs.write_at(file, 10 * PAGE - 1, b"n").unwrap();
+    assert_eq!(machine.read(file, 2 * PAGE, 10), [0; 10]);
+    let bytes = machine.finish(file);
+    assert!(bytes[..10 * PAGE_SIZE - 1].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_clean_page_at_the_end_of_a_file_that_grows_takes_no_room() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let (fs, root) = (&machine.fs, machine.fs.root());
+    let name = |i: usize| format!("f{i}").into_bytes();
+    for i in 0..100 {
+        let file = fs.create(root, &name(i), FileKind::File, 0o644).unwrap();
+        fs.write_at(file, 0, b"short").unwrap();
+    }
+    fs.sync().unwrap();
+    let before = room(&machine);
+    for i in 0..100 {
+        let file = fs.lookup(root, &name(i)).unwrap();
+        fs.open(file).unwrap();
+        assert_eq!(machine.read(file, 0, 10), b"short");
+        fs.set_len(file, 2 * PAGE).unwrap();
+        fs.close(file).unwrap();
+    }
+    fs.sync().unwrap();
+    assert_eq!(room(&machine), before);
+}
+
+#[test]
+fn what_was_promised_for_stores_that_did_not_come_is_given_to_others() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let file = machine.create("a", &[]);
+    machine.fs.set_len(file, 64 * PAGE).unwrap();
+    let statistics = || machine.fs.statistics().unwrap();
+    let held_back = statistics().free_blocks - statistics().available_blocks;
+    let handle = machine.cached(file).handle();
+    for page in 0..64 {
+        handle.prime(page, Pattern::Normal).unwrap();
+        handle.make_room(page).unwrap();
+    }
+    let other = machine.create("b", &[]);
+    let mut end = 0;
+    while machine.fs.write_at(other, end, &[1; PAGE_SIZE]).is_ok() {
+        end += PAGE;
+    }
+    // But for what is promised to the last page for the worst.
+    let left = statistics().free_blocks - held_back;
+    assert!(left < 32, "{left} blocks are left");
+    drop(handle);
+    machine.finish(other);
+}
+
+/// A file of 100 pages on a disk of which all that is free, but for what is held back, is in pieces of four blocks.
+fn in_pieces(options: &[&str]) -> (Machine, FileId) {
+    let machine = Machine::new(1, 16 << 20, options);
+    let (beneath, root) = (&machine.beneath, machine.fs.root());
+    let name = |i: usize| format!("f{i}").into_bytes();
+    let piece = |i: usize| {
+        let piece = beneath.create(root, &name(i), FileKind::File, 0o644).ok()?;
+        let written = beneath.write_at(piece, 0, &[1; 4 * PAGE_SIZE]);
+        written.ok()
+    };
+    let count = (0..).take_while(|i| piece(*i).is_some()).count();
+    for i in (0..count).step_by(2) {
+        beneath.unlink(root, &name(i)).unwrap();
+    }
+    beneath.sync().unwrap();
+    let file = machine.create("a", &[b'o'; 100 * PAGE_SIZE]);
+    (machine, file)
+}
+
+#[test]
+fn what_arrived_of_a_transfer_that_failed_is_cut_off() {
+    for count in 0.. {
+        let options = ["-b", "4096", "-O", "^extents,^64bit"];
+        let (machine, file) = in_pieces(&options);
+        machine.disk.fail_after(count);
+        let written = machine.cached(file).write_out(0..100);
+        machine.disk.heal();
+        machine.fs.set_len(file, 2 * PAGE).unwrap();
+        machine.fs.write_at(file, 100 * PAGE - 1, b"n").unwrap();
+        let bytes = machine.read(file, 2 * PAGE, 98 * PAGE_SIZE - 1);
+        assert!(bytes.iter().all(|byte| *byte == 0), "{count} requests");
+        if written.is_ok() {
+            assert!(count > 5, "{count} requests are all");
+            break;
+        }
+    }
+}
+
+#[test]
+fn the_map_finds_room_when_it_grows_with_the_last_pages() {
+    let machine = machine();
+    let file = machine.create("a", &[b'o'; 50 * PAGE_SIZE]);
+    machine.check();
+    let cached = machine.cached(file);
+    fill(&machine);
+    for page in (0..20).chain((22..36).step_by(2)) {
+        cached.write_out(page..page + 1).unwrap();
+        if page >= 19 {
+            // What became free is somebody else's.
+            fill(&machine);
+        }
+    }
+    drop(cached);
+    machine.finish(file);
+}
+
+#[test]
+fn a_cut_whose_second_half_fails_is_one_for_everybody() {
+    let machine = machine();
+    let file = machine.create("a", &[b'o'; 10 * PAGE_SIZE]);
+    machine.fs.sync_file(file).unwrap();
+    machine.fs.write_at(file, 5 * PAGE, b"n").unwrap();
+    let cut = Arc::new(Mutex::new(None));
+    let (during, thread) = (machine.clone(), cut.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        let cutting = during.meanwhile(move |other| {
+            other.fs.set_len(file, 100).unwrap_err();
+        });
+        *thread.lock().unwrap() = Some(cutting);
+        // It waits for this write; until then the log fails.
+        assert_eq!(during.fs.attributes(file).unwrap().size, 100);
+        let root = during.fs.root();
+        let made = during.beneath.create(root, b"b", FileKind::File, 0o644);
+        made.unwrap();
+        during.disk.fail_after(0);
+        during.beneath.sync().unwrap_err();
+        during.disk.heal();
+    }));
+    let _ = machine.cached(file).write_out(5..6);
+    cut.lock().unwrap().take().unwrap().join().unwrap();
+    for fs in [&*machine.fs as &dyn FileSystem, &*machine.beneath] {
+        assert_eq!(fs.attributes(file).unwrap().size, 100);
+    }
+    assert_eq!(machine.read(file, 0, PAGE_SIZE), [b'o'; 100]);
 }

@@ -263,6 +263,7 @@ pub trait FileSystem: Send + Sync {
     fn written(&self, file: FileId, offset: u64, len: u64, size: u64) -> Result<(), FsError>;
     /// First half of a cut: the file ends at `size` from now on, but its blocks are still its own. The caller then lets
     /// go of pages past the end and waits for transfers to them; [`set_len`](Self::set_len) to `size` frees the blocks.
+    /// Where the file ended before `size`, for what was written behind its end is not known yet, it grows.
     fn truncate_prepare(&self, file: FileId, size: u64) -> Result<(), FsError>;
 
     /// Returns when all that was done to `file` is durable: its bytes, size and names. Flushes only if something has

@@ -42,7 +42,12 @@ impl Volume {
     ) -> Result<Vec<Run>, FsError> {
         let mut runs: Vec<Run> = Vec::new();
         let mut at = first;
-        while at < end.min(END) {
+        // What a cut has left behind the end is nobody's.
+        let end = match self.half_cut.contains(&inode.number) {
+            true => end.min(inode.size().div_ceil(self.superblock.block_size as u64)),
+            false => end.min(END),
+        };
+        while at < end {
             let piece = self.piece_at(inode, at as u32)?;
             if let Some(run) = piece.run.and_then(|run| run.cut(at, end)) {
                 match runs.last_mut() {

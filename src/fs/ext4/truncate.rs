@@ -21,24 +21,25 @@ const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
 impl Volume {
     /// Cuts the file, or lets it grow with a hole.
     pub(super) fn set_len(&mut self, number: u32, len: u64) -> Result<(), FsError> {
-        let inode = self.file(number)?;
-        if len > inode.size() {
-            self.finish_cut(number, len)?;
-            return self.transact(|volume| {
-                let mut inode = volume.file(number)?;
-                volume.check_size(&inode, len)?;
-                volume.zero_tail(&inode, len)?;
-                volume.set_size(&mut inode, len)?;
-                volume.touch(&mut inode);
-                volume.put_inode(&mut inode)
-            });
+        self.cutting.remove(&number);
+        if len > self.file(number)?.size() {
+            return self.change_size(number, len);
         }
-        self.truncate_prepare(number, len)?;
+        // Should anything fail.
+        self.half_cut.insert(number);
+        self.change_size(number, len)?;
         // Whoever cuts has waited for transfers to what goes; those that failed will not come again.
         let first = len.div_ceil(self.superblock.block_size as u64);
         self.end_filling(number, first..u64::MAX);
-        self.half_cut.insert(number);
         self.free_past_end(number)
+    }
+
+    /// First half of a cut: the file ends at `len`, and does not grow until [`set_len`](Self::set_len), whatever arrives
+    /// behind that.
+    pub(super) fn truncate_prepare(&mut self, number: u32, len: u64) -> Result<(), FsError> {
+        self.change_size(number, len)?;
+        self.cutting.insert(number);
+        Ok(())
     }
 
     /// Before the file grows to `end`: what an earlier cut has left behind its last block must not show again. Changes the
@@ -54,19 +55,24 @@ impl Volume {
         }
     }
 
-    /// Makes the file end at `len`, and an orphan until its blocks behind that are freed.
-    pub(super) fn truncate_prepare(&mut self, number: u32, len: u64) -> Result<(), FsError> {
+    /// Makes the file end at `len`, further than now with zeros between; where it ended further, it is an orphan until its
+    /// blocks behind that are freed.
+    fn change_size(&mut self, number: u32, len: u64) -> Result<(), FsError> {
+        self.finish_cut(number, len)?;
         self.transact(|volume| {
             let mut inode = volume.file(number)?;
             if len > inode.size() {
-                return Ok(());
+                volume.check_size(&inode, len)?;
+                volume.zero_tail(&inode, len)?;
+                volume.set_size(&mut inode, len)?;
+            } else {
+                inode.set_size(len);
+                // A file without a name is on the list already.
+                if inode.links() > 0 && !volume.is_orphan(number)? {
+                    volume.add_orphan(&mut inode)?;
+                }
             }
-            inode.set_size(len);
             volume.touch(&mut inode);
-            // A file without a name is on the list already.
-            if inode.links() > 0 && !volume.is_orphan(number)? {
-                volume.add_orphan(&mut inode)?;
-            }
             volume.put_inode(&mut inode)
         })
     }

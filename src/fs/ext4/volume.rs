@@ -23,6 +23,8 @@ pub(super) struct Volume {
     pub(super) open: BTreeMap<u32, Open>,
     /// Files that were cut, and still have blocks behind their end: an error came between.
     pub(super) half_cut: BTreeSet<u32>,
+    /// Files that are being cut: transfers to what goes may still end.
+    pub(super) cutting: BTreeSet<u32>,
     /// Blocks promised to files and not yet allocated.
     pub(super) reserved: u64,
     /// Blocks that only what was promised is given: maps of files may need more blocks than anybody could foresee. As

@@ -391,6 +391,8 @@ impl Volume {
         len: u64,
         size: u64,
     ) -> Result<(), FsError> {
+        let is_cut = self.cutting.contains(&number);
+        let size = if is_cut { 0 } else { size };
         self.deliver(|volume| volume.note_written(number, offset, len, size))
     }
 

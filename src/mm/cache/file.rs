@@ -82,8 +82,8 @@ pub(super) struct State {
     is_unlinked: bool,
     /// The device may hold something behind the end, in the last page: it was cut, and not written since.
     is_unsettled: bool,
-    /// The file system may hold blocks behind the end: cutting them failed.
-    is_half_cut: bool,
+    /// Where the file is about to end, if it is growing.
+    growing_to: u64,
     handle: Weak<FileHandle>,
     /// Sizes that the file must keep.
     holds: Vec<u64>,
@@ -279,7 +279,7 @@ impl CachedFile {
                 users: 0,
                 is_unlinked: attributes.links == 0,
                 is_unsettled: false,
-                is_half_cut: false,
+                growing_to: 0,
                 handle: Weak::new(),
                 holds: Vec::new(),
             }),
@@ -435,6 +435,7 @@ impl CachedFile {
         let is_used = state.users > 0 || state.handle.strong_count() > 0;
         let is_kept = !state.is_unlinked
             && (state.write_error.is_some()
+                || state.is_unsettled
                 || state.chunks.all().any(|(_, chunk)| !chunk.is_empty()));
         !is_used && !is_kept
     }
@@ -804,16 +805,15 @@ impl CachedFile {
             return Err(FsError::ReadOnly(reason));
         }
         self.cache.limit_dirty()?;
-        let resizing = self.resizing.lock();
+        let resizing = self.resize();
         let offset = offset.unwrap_or_else(|| self.size());
         let end = offset
             .checked_add(bytes.len() as u64)
             .ok_or(FsError::FileTooLarge)?;
         let blocks = offset / PAGE..end.div_ceil(PAGE);
         if end > self.size() {
-            self.settle_cut()?;
+            resizing.grow_to(end)?;
         }
-        self.back_last_page(end)?;
         self.settle_end(offset)?;
         let mut room = match self.lacks_room(blocks.clone()) {
             true => Some(self.room(blocks.clone(), end)?),

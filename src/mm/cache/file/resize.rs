@@ -7,12 +7,14 @@ use crate::mm::addr::Frame;
 use crate::mm::frame::Owner;
 use crate::mm::object::{Pattern, Which};
 use crate::mm::trace::{self, Kind};
+use crate::sync::MutexGuard;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 
 impl CachedFile {
     /// Keeps the file from being cut before byte `end`.
     pub fn hold(self: &Arc<Self>, end: u64) -> Hold {
+        let _resizing = self.resizing.lock();
         let mut state = self.state.lock();
         // What lies behind the end of the file is nothing to keep.
         let end = end.min(state.size);
@@ -31,72 +33,65 @@ impl CachedFile {
         state.size = size;
     }
 
+    /// Waits until nobody else changes the size.
+    pub(super) fn resize(self: &Arc<Self>) -> Resizing<'_> {
+        Resizing {
+            file: self,
+            _lock: self.resizing.lock(),
+        }
+    }
+
     /// Cuts the file, or lets it grow with zeros.
     pub fn set_len(self: &Arc<Self>, len: u64) -> Result<(), FsError> {
-        let _resizing = self.resizing.lock();
+        let resizing = self.resize();
         if let Some(reason) = self.fs.read_only() {
             return Err(FsError::ReadOnly(reason));
         }
+        let before = self.size();
+        if len < before {
+            return self.cut(len);
+        }
+        if len > before {
+            resizing.grow_to(len)?;
+            // The file system first: from then on the device has zeros behind the old end.
+            self.fs.set_len(self.id, len)?;
+            // A read that began before may bring what was there.
+            let is_busy = |state: &mut State| state.slot(before / PAGE) == Slot::Busy;
+            self.grow(&mut self.wait_while(self.state.lock(), is_busy), len);
+        }
+        Ok(())
+    }
+
+    /// An error may come when it is cut, but not freed, which the file system then does before it grows.
+    fn cut(self: &Arc<Self>, len: u64) -> Result<(), FsError> {
         let last = len / PAGE;
-        if len < self.size() && !len.is_multiple_of(PAGE) {
+        if !len.is_multiple_of(PAGE) {
             // Needed below; where it cannot be read, or not become dirty, nothing has been cut yet.
             self.cache.limit_dirty()?;
             self.prime(last, Pattern::Normal)?;
         }
-        let mut state = self.state.lock();
-        let before = state.size;
-        if len >= before {
-            drop(state);
-            if len > before {
-                self.settle_cut()?;
-                self.back_last_page(len)?;
-                // The file system first: from then on the device has zeros behind the old end.
-                self.fs.set_len(self.id, len)?;
-                // A read that began before may bring what was there.
-                let is_busy = |state: &mut State| state.slot(before / PAGE) == Slot::Busy;
-                self.grow(&mut self.wait_while(self.state.lock(), is_busy), len);
-            }
-            return Ok(());
-        }
-        if state.holds.iter().any(|end| *end > len) {
+        if self.state.lock().holds.iter().any(|end| *end > len) {
             return Err(FsError::Busy);
         }
+        // Where the file system refuses it nothing is lost, either.
+        self.fs.truncate_prepare(self.id, len)?;
         // Size, maps, pages, blocks: nobody enters a page behind the end once the size says so.
-        state.size = len;
-        drop(state);
+        self.state.lock().size = len;
         self.drop_from(len.div_ceil(PAGE));
         // What is on its way to the last page is as long as the file was.
         self.wait_for_writes(last..last + 1);
-        let cut = self.fs.set_len(self.id, len);
-        let mut state = self.state.lock();
-        if cut.is_err() {
-            drop(state);
-            let size = self.fs.attributes(self.id).map_or(0, |found| found.size);
-            state = self.state.lock();
-            if size > len {
-                // It is as long as it was; what was not written of the rest is gone, but nothing that was to stay.
-                state.size = size;
-                return cut;
-            }
-        }
-        self.grow(&mut state, len);
-        drop(state);
+        let freed = self.fs.set_len(self.id, len);
+        self.grow(&mut self.state.lock(), len);
         let is_settled = self.is_on_device(len) == Ok(false);
-        let mut state = self.state.lock();
-        (state.is_unsettled, state.is_half_cut) = (!is_settled, cut.is_err());
-        drop(state);
+        self.state.lock().is_unsettled = !is_settled;
         // It is cut, whatever becomes of this: before it grows it is tried again.
         let _ = self.settle_cut();
-        cut
+        freed
     }
 
     /// What was cut off goes from the device, too, and before the file grows: it must not come back when the power fails
     /// before its last page is written.
-    pub(super) fn settle_cut(self: &Arc<Self>) -> Result<(), FsError> {
-        if self.state.lock().is_half_cut {
-            self.fs.set_len(self.id, self.size())?;
-            self.state.lock().is_half_cut = false;
-        }
+    fn settle_cut(self: &Arc<Self>) -> Result<(), FsError> {
         if self.state.lock().is_unsettled {
             let last = self.size() / PAGE;
             self.settle_end(u64::MAX)?;
@@ -201,6 +196,27 @@ impl CachedFile {
             drop(state);
             self.make_room(block)?;
         }
+    }
+}
+
+/// Nobody else changes the size of the file meanwhile.
+pub(super) struct Resizing<'a> {
+    file: &'a Arc<CachedFile>,
+    _lock: MutexGuard<'a, ()>,
+}
+
+impl Resizing<'_> {
+    /// Before the file grows. Who makes its last page dirty meanwhile has room for all that it then holds.
+    pub(super) fn grow_to(&self, end: u64) -> Result<(), FsError> {
+        self.file.state.lock().growing_to = end;
+        self.file.settle_cut()?;
+        self.file.back_last_page(end)
+    }
+}
+
+impl Drop for Resizing<'_> {
+    fn drop(&mut self) {
+        self.file.state.lock().growing_to = 0;
     }
 }
 

@@ -17,10 +17,10 @@ impl CachedFile {
         self.cache.limit_dirty()?;
         let bit = 1u64 << (block % PAGES);
         let state = self.state.lock();
-        let size = state.size;
-        if block * PAGE >= size {
+        if block * PAGE >= state.size {
             return Ok(());
         }
+        let end = state.size.max(state.growing_to);
         if state.slot(block) == Slot::Hole {
             drop(state);
             self.fill_hole(block)?;
@@ -30,7 +30,7 @@ impl CachedFile {
         let lacks = |chunk: &Chunk| chunk.resident & !chunk.backed & bit != 0;
         // Whoever finds it gone by now looks again.
         if self.has(block, lacks) {
-            let promise = self.reserve(block..block + 1, size)?;
+            let promise = self.reserve(block..block + 1, end)?;
             self.give(block, promise, lacks);
         }
         Ok(())
@@ -65,6 +65,9 @@ impl CachedFile {
             Err(FsError::NoSpace) => {
                 // What fails is another file's, perhaps, and told with its next flush.
                 let _ = self.cache.write_back(Some(self.volume));
+                for file in self.cache.files(Some(self.volume)) {
+                    file.give_back_unused();
+                }
                 self.fs.sync()?;
                 self.reserve_now(blocks, end)
             }
@@ -155,15 +158,42 @@ impl CachedFile {
         }
         let block = size / PAGE;
         let bit = 1 << (block % PAGES);
-        // What is promised to a page is for all of it.
-        let lacks = |chunk: &Chunk| chunk.resident & !chunk.promised & bit != 0;
-        if self.has(block, lacks) {
-            let promise = self.reserve(block..block + 1, end)?;
-            self.give(block, promise, lacks);
+        let lacks = |chunk: &Chunk| chunk.dirty & !chunk.writing & !chunk.promised & bit != 0;
+        loop {
+            // One that is on its way has room for a part, and must not find that the file ends further behind.
+            self.wait_for_writes(block..block + 1);
+            let mut state = self.state.lock();
+            match state.chunk(block) {
+                Some(chunk) if chunk.writing & bit != 0 => {}
+                // What is promised to a page is for all of it.
+                Some(chunk) if lacks(chunk) => {
+                    drop(state);
+                    let promise = self.reserve(block..block + 1, end)?;
+                    self.give(block, promise, lacks);
+                }
+                // Its next store asks anew.
+                Some(chunk) => {
+                    chunk.backed &= !bit | chunk.promised;
+                    return Ok(());
+                }
+                None => return Ok(()),
+            }
         }
-        // One that is on its way has less than that, and must not find that the file ends further behind.
-        self.wait_for_writes(block..block + 1);
-        Ok(())
+    }
+
+    /// Gives back what was promised for stores that have not come: the next one asks anew.
+    fn give_back_unused(&self) {
+        let mut unused = Reservation::NONE;
+        let mut state = self.state.lock();
+        for (_, chunk) in state.chunks.range_mut(0..u64::MAX) {
+            let pages = chunk.promised & !(chunk.dirty | chunk.writing);
+            unused.merge(chunk.redeem(pages));
+            chunk.backed &= !pages;
+        }
+        drop(state);
+        if !unused.is_none() {
+            self.fs.release(unused);
+        }
     }
 }
 
