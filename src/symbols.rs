@@ -279,7 +279,7 @@ mod tests {
     fn no_single_damaged_byte_makes_the_reader_panic() {
         let intact = table();
         for at in 0..intact.len() {
-            for value in 0..=255 {
+            for value in (0..=255).step_by(if cfg!(miri) { 51 } else { 1 }) {
                 let mut damaged = intact.clone();
                 damaged[at] = value;
                 for offset in [0, 16, 24, 99, u32::MAX] {
