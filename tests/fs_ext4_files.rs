@@ -8,7 +8,7 @@ use common::{
 };
 use pinfold::fs::block::{BlockError, Durability};
 use pinfold::fs::error::ReadOnlyReason;
-use pinfold::fs::ext4::{Access, Ext4, MountOptions};
+use pinfold::fs::ext4::{Access, Ext4, MetadataLimits, MountOptions};
 use pinfold::fs::ram_disk::RamDisk;
 use pinfold::fs::sim_disk::{Random, SimDisk};
 use pinfold::fs::{
@@ -758,4 +758,93 @@ fn what_arrives_during_a_cut_makes_the_file_no_longer() {
         fs.close(file).unwrap();
         finish(&disk, &fs);
     }
+}
+
+#[test]
+fn a_power_cut_between_the_halves_of_a_cut_leaves_nothing_behind_the_end() {
+    for (written_before, options) in [
+        (0, &["-b", "4096"][..]),
+        (30_000, &["-b", "4096"]),
+        (0, &["-b", "4096", "-O", "^extents,^64bit"]),
+        (30_000, &["-b", "4096", "-O", "^extents,^64bit"]),
+    ] {
+        let (disk, fs) = fresh(4 * 1024, options);
+        let file = file(&fs, b"file");
+        fs.write_at(file, 0, &vec![1; written_before]).unwrap();
+        fs.open(file).unwrap();
+        let mut promise = fs.reserve(file, 0, 40_960).unwrap();
+        fs.allocate(file, 0, 40_960, &mut promise).unwrap();
+        fs.truncate_prepare(file, 20_000).unwrap();
+        fs.written(file, 0, 40_960, 40_960).unwrap();
+        // Somebody else's.
+        fs.sync().unwrap();
+        let disk = Arc::new(RamDisk::new(disk.contents()));
+        let fs = mount(disk.clone(), Access::ReadWrite).unwrap().file_system;
+        let attributes = fs.attributes(file).unwrap();
+        assert_eq!((attributes.size, attributes.allocated), (20_000, 20_480));
+        finish(&disk, &fs);
+    }
+}
+
+#[test]
+fn what_a_failed_cut_has_left_is_freed_before_the_next_one_begins() {
+    let disk = Arc::new(SimDisk::new(mkfs(8 * 1024, &["-b", "4096"], None), 1));
+    let fs = mount(disk.clone(), Access::ReadWrite).unwrap().file_system;
+    let file = file(&fs, b"file");
+    fs.write_at(file, 0, &vec![1; 400_000]).unwrap();
+    fs.unmount().unwrap();
+    let fs = mount(disk.clone(), Access::ReadWrite).unwrap().file_system;
+    fs.open(file).unwrap();
+    // Nobody has looked at the map of free blocks yet.
+    disk.fail_after(0);
+    fs.set_len(file, 200_704).unwrap_err();
+    disk.heal();
+    // A transfer is on its way to what is cut next; another begins before the caller has been told.
+    let none = || Reservation::NONE;
+    fs.allocate(file, 102_400, 40_960, &mut none()).unwrap();
+    let places = fs.map(file, 102_400, 40_960).unwrap();
+    fs.truncate_prepare(file, 50_000).unwrap();
+    fs.allocate(file, 151_552, 4096, &mut none()).unwrap();
+    assert_eq!(fs.map(file, 102_400, 40_960), Ok(places));
+    fs.set_len(file, 50_000).unwrap();
+    fs.close(file).unwrap();
+    fs.unmount().unwrap();
+    e2fsck(&disk.contents()).unwrap();
+}
+
+#[test]
+fn a_cut_whose_second_half_cannot_read_the_inode_is_finished_later() {
+    let image = mkfs(8 * 1024, &["-b", "1024", "-N", "1024"], None);
+    let disk = Arc::new(SimDisk::new(image, 1));
+    let limits = MetadataLimits {
+        cached: 2,
+        transaction: 16,
+        committed: 2,
+    };
+    let options = MountOptions {
+        limits,
+        ..options(Access::ReadWrite)
+    };
+    let fs = Ext4::mount(disk.clone(), options).unwrap().file_system;
+    let cut = file(&fs, b"file");
+    let other = |i: u32| file(&fs, format!("other {i}").as_bytes());
+    let others: Vec<_> = (0..400).map(other).collect();
+    fs.write_at(cut, 0, &[b's'; 40_960]).unwrap();
+    fs.open(cut).unwrap();
+    fs.truncate_prepare(cut, 1000).unwrap();
+    // The log goes round, and what was read makes room for others.
+    for _ in 0..60 {
+        fs.set_permissions(others[399], 0o600).unwrap();
+        fs.sync().unwrap();
+    }
+    for other in &others {
+        fs.attributes(*other).unwrap();
+    }
+    disk.fail_after(0);
+    fs.set_len(cut, 1000).unwrap_err();
+    disk.heal();
+    fs.set_len(cut, 40_960).unwrap();
+    let mut bytes = [1; 8];
+    assert_eq!(fs.read_at(cut, 30_000, &mut bytes), Ok(8));
+    assert_eq!(bytes, [0; 8]);
 }

@@ -33,6 +33,7 @@
 
 mod common;
 
+use common::hooked::Hooked;
 use common::machine::{Machine, PAGE};
 use common::{campaign, e2fsck, mkfs, mount, read_file};
 use pinfold::fs::block::{BlockError, Durability};
@@ -40,7 +41,7 @@ use pinfold::fs::cached::Cached;
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::{SimDisk, crash_image};
-use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError, blocking};
+use pinfold::fs::{Backing, FileId, FileKind, FileSystem, FsError, Reservation, blocking};
 use pinfold::mm::addr::{Frame, PAGE_SIZE, VirtAddr};
 use pinfold::mm::cache::Residence;
 use pinfold::mm::fault::{Access, FaultError};
@@ -2454,4 +2455,200 @@ fn a_cut_whose_second_half_fails_is_one_for_everybody() {
         assert_eq!(fs.attributes(file).unwrap().size, 100);
     }
     assert_eq!(machine.read(file, 0, PAGE_SIZE), [b'o'; 100]);
+}
+
+/// As a power cut leaves it between `allocate` and `written`: the file is empty, and a page behind its end has places.
+fn places_behind_the_end() -> (Machine, FileId) {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let file = machine.create("a", &[7; PAGE_SIZE]);
+    let (tell, told) = channel();
+    let (beneath, disk) = (machine.beneath.clone(), machine.disk.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        beneath.sync().unwrap();
+        tell.send(disk.record_len()).unwrap();
+    }));
+    machine.cached(file).write_out(0..1).unwrap();
+    let at = told.recv().unwrap();
+    let image = crash_image(&machine.base, &machine.disk.record(), at, 1);
+    let machine = Machine::on(image, 1, 16 << 20);
+    assert_eq!(machine.fs.attributes(file).unwrap().size, 0);
+    machine.fs.open(file).unwrap();
+    (machine, file)
+}
+
+#[test]
+fn a_file_grows_into_a_page_that_had_places_behind_the_end() {
+    let (machine, file) = places_behind_the_end();
+    machine.fs.append(file, &[1; 1000]).unwrap();
+    let (done, end) = channel();
+    machine.meanwhile(move |other| {
+        other.fs.append(file, &[2; 1000]).unwrap();
+        done.send(()).unwrap();
+    });
+    let ended = end.recv_timeout(Duration::from_secs(60));
+    ended.expect("an append goes on for ever");
+    let bytes = machine.finish(file);
+    assert_eq!(bytes, [[1; 1000], [2; 1000]].concat());
+}
+
+/// A machine on which others run at chosen calls of the file system.
+fn hooked(options: &[&str]) -> (Machine, Arc<Hooked>) {
+    let machine = Machine::new(1, 16 << 20, options);
+    let hooked = Arc::new(Hooked::new(machine.beneath.clone()));
+    let fs = Arc::new(Cached::new(hooked.clone(), machine.cache));
+    (Machine { fs, ..machine }, hooked)
+}
+
+/// A thread that one hook starts, and the test waits for.
+type Started = Arc<Mutex<Option<JoinHandle<()>>>>;
+
+fn join(thread: &Started) {
+    thread.lock().unwrap().take().unwrap().join().unwrap();
+}
+
+#[test]
+fn a_page_that_was_found_before_a_cut_and_read_after_it_has_no_places_by_that() {
+    let (machine, hooked) = hooked(&["-b", "1024"]);
+    let file = machine.cold("a", &[7; PAGE_SIZE]);
+    let (go, may_go) = channel::<()>();
+    let reader = Started::default();
+    let (during, thread, hooks) = (machine.clone(), reader.clone(), hooked.clone());
+    hooked.on("before truncate_prepare", move || {
+        // Memory is short, and somebody reads it anew.
+        during.cached(file).evict(0..1);
+        hooks.on("after map", move || may_go.recv().unwrap());
+        let reading = during.meanwhile(move |other| drop(other.read(file, 0, 10)));
+        *thread.lock().unwrap() = Some(reading);
+    });
+    machine.fs.set_len(file, 1024).unwrap();
+    let writing = machine.meanwhile(move |other| {
+        other.fs.write_at(file, 1024, &[8; 3072]).unwrap();
+    });
+    go.send(()).unwrap();
+    writing.join().unwrap();
+    join(&reader);
+    machine.check();
+    machine.finish(file);
+}
+
+#[test]
+fn a_store_that_needs_no_room_asks_again_where_the_file_grows_meanwhile() {
+    let (machine, hooked) = hooked(&["-b", "1024"]);
+    let file = machine.cold("a", &[7; 1000]);
+    fill(&machine);
+    let handle = machine.cached(file).handle();
+    handle.prime(0, Pattern::Normal).unwrap();
+    let (during, hooks) = (machine.clone(), hooked.clone());
+    // The first time all of the page is asked for, then what the file has of it.
+    hooked.on("after reserve", move || {
+        hooks.on("after reserve", move || {
+            during.fs.set_len(file, 3000).unwrap();
+        });
+    });
+    handle.make_room(0).unwrap();
+    assert_eq!(handle.dirty_block(0), Ok(Dirtied::NeedsRoom));
+    assert_eq!(machine.fs.attributes(file).unwrap().size, 3000);
+    machine.check();
+    drop(handle);
+    machine.finish(file);
+}
+
+#[test]
+fn a_page_that_could_not_be_written_while_the_file_grew_has_room_for_all() {
+    let (machine, hooked) = hooked(&["-b", "1024"]);
+    let file = machine.create("a", &[7; 1000]);
+    let (go, may_go) = channel::<()>();
+    let writer = Started::default();
+    let (during, thread) = (machine.clone(), writer.clone());
+    hooked.on("before set_len", move || {
+        let disk = during.disk.clone();
+        disk.clone().during_next_write(Box::new(move || {
+            may_go.recv().unwrap();
+            disk.fail_after(0);
+        }));
+        let writing = during.meanwhile(move |other| {
+            other.cached(file).write_out(0..1).unwrap_err();
+        });
+        *thread.lock().unwrap() = Some(writing);
+    });
+    machine.fs.set_len(file, 4000).unwrap();
+    go.send(()).unwrap();
+    join(&writer);
+    machine.disk.heal();
+    machine.check();
+    machine.fs.sync_file(file).unwrap_err();
+    machine.finish(file);
+}
+
+#[test]
+fn what_is_cut_off_a_new_file_does_not_come_back_after_a_power_cut_in_between() {
+    let (machine, hooked) = hooked(&["-b", "4096"]);
+    let file = machine.create("a", &[b's'; 10 * PAGE_SIZE]);
+    machine.beneath.sync().unwrap();
+    let cutter = Started::default();
+    let (during, thread) = (machine.clone(), cutter.clone());
+    machine.disk.during_next_write(Box::new(move || {
+        let cut = move |other: Machine| other.fs.set_len(file, 4 * PAGE + 7).unwrap();
+        *thread.lock().unwrap() = Some(during.meanwhile(cut));
+    }));
+    let (tell, told) = channel();
+    let (beneath, disk) = (machine.beneath.clone(), machine.disk.clone());
+    // What was on its way has arrived; the second half has not come.
+    hooked.on("after written", move || {
+        beneath.sync().unwrap();
+        tell.send(disk.record_len()).unwrap();
+    });
+    machine.cached(file).write_out(0..10).unwrap();
+    join(&cutter);
+    let at = told.recv().unwrap();
+    let image = crash_image(&machine.base, &machine.disk.record(), at, 1);
+    let machine = Machine::on(image, 1, 16 << 20);
+    assert_eq!(machine.fs.attributes(file).unwrap().size, 4 * PAGE + 7);
+    machine.fs.open(file).unwrap();
+    machine.fs.set_len(file, 10 * PAGE).unwrap();
+    assert_eq!(machine.read(file, 6 * PAGE, 10), [0; 10]);
+    machine.finish(file);
+}
+
+#[test]
+fn a_disk_with_less_than_is_held_back_can_be_emptied() {
+    for options in [
+        &["-b", "1024"][..],
+        &["-b", "1024", "-O", "^extents,^64bit"],
+        &["-b", "4096"],
+    ] {
+        let machine = Machine::on(mkfs(8192, options, None), 1, 16 << 20);
+        let (beneath, root) = (&machine.beneath, machine.fs.root());
+        for (name, len) in [("a", 100_000), ("b", 50_000), ("c", 30_000), ("big", 0)] {
+            let file = beneath.create(root, name.as_bytes(), FileKind::File, 0o644);
+            beneath.write_at(file.unwrap(), 0, &vec![9; len]).unwrap();
+        }
+        // Takes what is held back, too: another system has done that.
+        let big = beneath.lookup(root, b"big").unwrap();
+        let (mut at, mut promise) = (0, Reservation::NONE);
+        while beneath.allocate(big, at, 4096, &mut promise).is_ok() {
+            at += 4096;
+        }
+        beneath.set_len(big, at).unwrap();
+        beneath.sync().unwrap();
+        let fs = &machine.fs;
+        let statistics = fs.statistics().unwrap();
+        assert!(statistics.free_blocks < 4 && statistics.available_blocks == 0);
+        let [a, b, c] = ["a", "b", "c"].map(|name| fs.lookup(root, name.as_bytes()).unwrap());
+        for file in [a, b, c] {
+            fs.open(file).unwrap();
+        }
+        fs.write_at(a, 5000, &[1; 9000]).unwrap();
+        fs.set_len(a, 99_001).unwrap();
+        fs.rename(root, b"a", root, b"d").unwrap();
+        fs.unlink(root, b"b").unwrap();
+        fs.set_len(b, 1500).unwrap();
+        fs.rename(root, b"c", root, b"d").unwrap();
+        fs.close(b).unwrap();
+        fs.close(a).unwrap();
+        machine.check();
+        fs.unlink(root, b"big").unwrap();
+        fs.append(c, &[3; 100_000]).unwrap();
+        machine.finish(c);
+    }
 }

@@ -21,23 +21,27 @@ const ATTRIBUTES_MAGIC: u32 = 0xea02_0000;
 impl Volume {
     /// Cuts the file, or lets it grow with a hole.
     pub(super) fn set_len(&mut self, number: u32, len: u64) -> Result<(), FsError> {
-        self.cutting.remove(&number);
-        if len > self.file(number)?.size() {
-            return self.change_size(number, len);
+        let is_begun = self.cutting.remove(&number);
+        if !is_begun && len > self.file(number)?.size() {
+            return self.change_size(number, len, false);
         }
         // Should anything fail.
         self.half_cut.insert(number);
-        self.change_size(number, len)?;
         // Whoever cuts has waited for transfers to what goes; those that failed will not come again.
         let first = len.div_ceil(self.superblock.block_size as u64);
         self.end_filling(number, first..u64::MAX);
+        self.change_size(number, len, true)?;
         self.free_past_end(number)
     }
 
     /// First half of a cut: the file ends at `len`, and does not grow until [`set_len`](Self::set_len), whatever arrives
     /// behind that.
     pub(super) fn truncate_prepare(&mut self, number: u32, len: u64) -> Result<(), FsError> {
-        self.change_size(number, len)?;
+        if self.half_cut.contains(&number) {
+            // Now nothing is on its way to what an earlier cut has left: from here on something may be.
+            self.free_past_end(number)?;
+        }
+        self.change_size(number, len, true)?;
         self.cutting.insert(number);
         Ok(())
     }
@@ -55,9 +59,9 @@ impl Volume {
         }
     }
 
-    /// Makes the file end at `len`, further than now with zeros between; where it ended further, it is an orphan until its
-    /// blocks behind that are freed.
-    fn change_size(&mut self, number: u32, len: u64) -> Result<(), FsError> {
+    /// Makes the file end at `len`, where zeros lie between that and its present end. For a cut it is an orphan until its
+    /// blocks behind that are freed, also where it ended before: what is on its way may yet arrive behind it.
+    fn change_size(&mut self, number: u32, len: u64, is_cut: bool) -> Result<(), FsError> {
         self.finish_cut(number, len)?;
         self.transact(|volume| {
             let mut inode = volume.file(number)?;
@@ -67,10 +71,10 @@ impl Volume {
                 volume.set_size(&mut inode, len)?;
             } else {
                 inode.set_size(len);
-                // A file without a name is on the list already.
-                if inode.links() > 0 && !volume.is_orphan(number)? {
-                    volume.add_orphan(&mut inode)?;
-                }
+            }
+            // A file without a name is on the list already.
+            if is_cut && inode.links() > 0 && !volume.is_orphan(number)? {
+                volume.add_orphan(&mut inode)?;
             }
             volume.touch(&mut inode);
             volume.put_inode(&mut inode)

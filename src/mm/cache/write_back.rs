@@ -280,7 +280,17 @@ impl CachedFile {
             let written = self.fs().written(self.id(), bytes.start, len, size);
             result = written;
         }
-        self.end_write(&run, result, Reservation::NONE);
+        let promise = match result {
+            // Its last page may have got places for a part, and the file have grown since. Where there is no room by now,
+            // there is what is held back.
+            Err(_) => {
+                let (offset, len) = (run.bytes().start, run.bytes().end - run.bytes().start);
+                let promise = self.fs().reserve(self.id(), offset, len);
+                promise.unwrap_or(Reservation::NONE)
+            }
+            Ok(()) => Reservation::NONE,
+        };
+        self.end_write(&run, result, promise);
         result
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::chunk::{Chunk, PAGES, Slot};
 use super::super::chunks::chunks_of;
-use super::{CachedFile, PAGE};
+use super::{CachedFile, PAGE, State};
 use crate::fs::{Backing, FsError, Reservation};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -31,7 +31,7 @@ impl CachedFile {
         // Whoever finds it gone by now looks again.
         if self.has(block, lacks) {
             let promise = self.reserve(block..block + 1, end)?;
-            self.give(block, promise, lacks);
+            self.give(block, promise, end, lacks);
         }
         Ok(())
     }
@@ -44,11 +44,15 @@ impl CachedFile {
             .is_some_and(|chunk| what(chunk))
     }
 
-    /// Gives a block what was promised for it, if it still lacks that.
-    fn give(&self, block: u64, promise: Reservation, lacks: impl Fn(&Chunk) -> bool) {
+    /// Gives a block what was promised for it in a file that ends at `end`, if it still lacks that.
+    fn give(&self, block: u64, promise: Reservation, end: u64, lacks: impl Fn(&Chunk) -> bool) {
         let mut state = self.state.lock();
+        // What was promised to nobody, for all had places, says nothing where the file is to grow since.
+        let is_enough = !promise.is_none() || state.size.max(state.growing_to) <= end;
         match state.chunk(block) {
-            Some(chunk) if lacks(chunk) => chunk.give_room(1 << (block % PAGES), promise),
+            Some(chunk) if is_enough && lacks(chunk) => {
+                chunk.give_room(1 << (block % PAGES), promise)
+            }
             _ => {
                 drop(state);
                 self.fs.release(promise);
@@ -165,11 +169,20 @@ impl CachedFile {
             let mut state = self.state.lock();
             match state.chunk(block) {
                 Some(chunk) if chunk.writing & bit != 0 => {}
+                // Whoever reads it asked for its places before a cut, perhaps.
+                Some(chunk) if chunk.busy & bit != 0 => {
+                    let is_busy = |state: &mut State| state.slot(block) == Slot::Busy;
+                    drop(self.wait_while(state, is_busy));
+                }
                 // What is promised to a page is for all of it.
                 Some(chunk) if lacks(chunk) => {
                     drop(state);
                     let promise = self.reserve(block..block + 1, end)?;
-                    self.give(block, promise, lacks);
+                    if promise.is_none() {
+                        // It has places for all of it, which only a cut takes away.
+                        return Ok(());
+                    }
+                    self.give(block, promise, end, lacks);
                 }
                 // Its next store asks anew.
                 Some(chunk) => {
