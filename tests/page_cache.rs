@@ -2493,7 +2493,10 @@ fn a_file_grows_into_a_page_that_had_places_behind_the_end() {
 
 /// A machine on which others run at chosen calls of the file system.
 fn hooked(options: &[&str]) -> (Machine, Arc<Hooked>) {
-    let machine = Machine::new(1, 16 << 20, options);
+    hook(Machine::new(1, 16 << 20, options))
+}
+
+fn hook(machine: Machine) -> (Machine, Arc<Hooked>) {
     let hooked = Arc::new(Hooked::new(machine.beneath.clone()));
     let fs = Arc::new(Cached::new(hooked.clone(), machine.cache));
     (Machine { fs, ..machine }, hooked)
@@ -2549,6 +2552,29 @@ fn a_store_that_needs_no_room_asks_again_where_the_file_grows_meanwhile() {
     assert_eq!(handle.dirty_block(0), Ok(Dirtied::NeedsRoom));
     assert_eq!(machine.fs.attributes(file).unwrap().size, 3000);
     machine.check();
+    drop(handle);
+    machine.finish(file);
+}
+
+#[test]
+fn a_store_in_the_midst_of_a_file_does_not_mind_appends() {
+    let machine = Machine::new(1, 16 << 20, &["-b", "1024"]);
+    let (file, mut promise) = (machine.create("a", &[]), Reservation::NONE);
+    // Places that are not written, as fallocate(1) leaves them.
+    let (beneath, len) = (&machine.beneath, 2 * PAGE);
+    beneath.allocate(file, 0, len, &mut promise).unwrap();
+    beneath.set_len(file, len).unwrap();
+    beneath.sync().unwrap();
+    let (machine, hooked) = hook(Machine::on(machine.disk.contents(), 1, 16 << 20));
+    machine.fs.open(file).unwrap();
+    let handle = machine.cached(file).handle();
+    handle.prime(0, Pattern::Normal).unwrap();
+    let during = machine.clone();
+    hooked.on("after reserve", move || {
+        during.fs.append(file, b"more").unwrap();
+    });
+    handle.make_room(0).unwrap();
+    assert_eq!(handle.dirty_block(0), Ok(Dirtied::Done));
     drop(handle);
     machine.finish(file);
 }

@@ -47,8 +47,11 @@ impl CachedFile {
     /// Gives a block what was promised for it in a file that ends at `end`, if it still lacks that.
     fn give(&self, block: u64, promise: Reservation, end: u64, lacks: impl Fn(&Chunk) -> bool) {
         let mut state = self.state.lock();
-        // What was promised to nobody, for all had places, says nothing where the file is to grow since.
-        let is_enough = !promise.is_none() || state.size.max(state.growing_to) <= end;
+        // What was promised to nobody, for all had places, says nothing of what the file is to have of the page since.
+        let within = |end: u64| end.min((block + 1) * PAGE);
+        let needed = within(state.size.max(state.growing_to));
+        let asked_for = within(end).next_multiple_of(self.block_size);
+        let is_enough = !promise.is_none() || needed <= asked_for;
         match state.chunk(block) {
             Some(chunk) if is_enough && lacks(chunk) => {
                 chunk.give_room(1 << (block % PAGES), promise)
