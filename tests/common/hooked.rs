@@ -1,12 +1,15 @@
 //! A file system that lets others run before or after a call: the one moment that matters.
 
+use super::machine::Machine;
 use pinfold::fs::block::BlockDevice;
+use pinfold::fs::cached::Cached;
 use pinfold::fs::error::ReadOnlyReason;
 use pinfold::fs::{
     Attributes, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, FsError, Reservation,
     Statistics, Timestamp,
 };
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 type Then = Box<dyn FnOnce() + Send>;
 
@@ -87,4 +90,22 @@ hooked! {
     sync() -> Result<(), FsError>;
     trim() -> Result<u64, FsError>;
     unmount() -> Result<(), FsError>;
+}
+
+/// A machine on which others run at chosen calls of the file system.
+pub fn hooked(options: &[&str]) -> (Machine, Arc<Hooked>) {
+    hook(Machine::new(1, 16 << 20, options))
+}
+
+pub fn hook(machine: Machine) -> (Machine, Arc<Hooked>) {
+    let hooked = Arc::new(Hooked::new(machine.beneath.clone()));
+    let fs = Arc::new(Cached::new(hooked.clone(), machine.cache));
+    (Machine { fs, ..machine }, hooked)
+}
+
+/// A thread that one hook starts, and the test waits for.
+pub type Started = Arc<Mutex<Option<JoinHandle<()>>>>;
+
+pub fn join(thread: &Started) {
+    thread.lock().unwrap().take().unwrap().join().unwrap();
 }

@@ -1,20 +1,22 @@
 //! A machine without a processor: ext4 on a simulated disk, the page cache in front of it, and maps on the simulated MMU.
 
-use super::{mkfs, mount};
+use super::{e2fsck, mkfs, mount, read_file};
 use pinfold::arch::aarch64::page_table::PageTables;
 use pinfold::fs::cached::Cached;
 use pinfold::fs::ext4::Access as FsAccess;
 use pinfold::fs::sim_disk::SimDisk;
 use pinfold::fs::{FileId, FileKind, FileSystem};
 use pinfold::mm::addr::{PAGE_SIZE, VirtAddr};
-use pinfold::mm::cache::{InUse, PageCache};
+use pinfold::mm::cache::{InUse, PageCache, Residence};
 use pinfold::mm::fault::{Access, FaultError};
 use pinfold::mm::manager::{MemoryMapManager, Placement};
-use pinfold::mm::object::Sharing;
+use pinfold::mm::object::{Sharing, SyncMode};
 use pinfold::mm::table::Protection;
 use pinfold::sim::{SimMemory, SimMmu};
 use std::cell::Cell;
 use std::sync::Arc;
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::Duration;
 
 pub const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -177,6 +179,46 @@ impl Machine {
             file.check();
         }
     }
+
+    pub fn sync(&self, base: VirtAddr, pages: u64) -> Result<(), pinfold::mm::manager::MapError> {
+        self.manager.sync(base, pages * PAGE, SyncMode::Wait)
+    }
+
+    /// A file that is on the disk, and not in memory.
+    pub fn cold(&self, name: &str, bytes: &[u8]) -> FileId {
+        let file = self.create(name, bytes);
+        self.fs.sync().unwrap();
+        self.cache.drop_clean();
+        assert_eq!(self.cached(file).pages(), (0, 0));
+        file
+    }
+
+    pub fn residence(&self, file: FileId, page: u64) -> Residence {
+        self.cached(file).residence(page..page + 1)[0]
+    }
+
+    /// A thread that runs `f` while a transfer is held open, and has been given time to wait for it.
+    pub fn meanwhile(&self, f: impl FnOnce(Machine) + Send + 'static) -> JoinHandle<()> {
+        let machine = self.clone();
+        let thread = spawn(move || {
+            machine.adopt_thread();
+            f(machine);
+        });
+        sleep(Duration::from_millis(20));
+        thread
+    }
+
+    /// Unmounts, checks, and returns what a file holds on the disk.
+    pub fn finish(&self, file: FileId) -> Vec<u8> {
+        self.check();
+        self.manager.unmap_all().unwrap();
+        self.fs.close(file).unwrap();
+        self.fs.unmount().unwrap();
+        let frames = self.memory.frames().counts();
+        assert_eq!((frames.cache, frames.anonymous), (0, 0), "frames are lost");
+        e2fsck(&self.disk.contents()).unwrap();
+        self.on_disk(file)
+    }
 }
 
 /// A small generator (xorshift64).
@@ -194,4 +236,45 @@ impl Random {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
+}
+
+pub const OPTIONS: &[&str] = &["-b", "4096"];
+
+pub fn machine() -> Machine {
+    Machine::new(1, 16 << 20, OPTIONS)
+}
+
+/// An address in page `page` of a map.
+pub fn at(base: VirtAddr, page: u64, byte: u64) -> VirtAddr {
+    VirtAddr(base.0 + page * PAGE + byte)
+}
+
+/// `pages` pages, each full of its number.
+pub fn numbered(pages: u64) -> Vec<u8> {
+    (0..pages).flat_map(|i| vec![i as u8; PAGE_SIZE]).collect()
+}
+
+/// Takes all that is free, past the cache.
+/// Takes what can be had for a file of its own, and again what can be had by then.
+pub fn fill(machine: &Machine) {
+    let (beneath, root) = (&machine.beneath, machine.fs.root());
+    let filler = beneath.lookup(root, b"filler");
+    let filler = filler.or_else(|_| beneath.create(root, b"filler", FileKind::File, 0o644));
+    let filler = filler.unwrap();
+    let mut end = beneath.attributes(filler).unwrap().size;
+    beneath.sync().unwrap();
+    for _ in 0..2 {
+        while beneath.write_at(filler, end, &[0; 1024]).is_ok() {
+            end += 1024;
+        }
+        beneath.sync().unwrap();
+    }
+}
+
+/// The file as it is found by whoever mounts the image.
+pub fn found_on(image: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    let disk = Arc::new(SimDisk::new(image, 1));
+    let fs = mount(disk, FsAccess::ReadWrite).unwrap().file_system;
+    let file = fs.lookup(fs.root(), name).unwrap();
+    read_file(&fs, file).unwrap()
 }
