@@ -814,6 +814,22 @@ fn after_power_cut(machine: &Machine, file: FileId) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn a_sync_of_a_hole_keeps_it_though_nothing_behind_it_was_written() {
+    let machine = machine();
+    let file = machine.create("a", &[1; 100]);
+    machine.fs.sync().unwrap();
+    machine.fs.write_at(file, 2 * PAGE + 5, &[2]).unwrap();
+    let base = machine.map(file, 0, 3);
+    machine.sync(at(base, 1, 0), 1).unwrap();
+    let mut expected = vec![0; 2 * PAGE_SIZE];
+    expected[..100].fill(1);
+    for bytes in after_power_cut(&machine, file) {
+        assert!(bytes == expected, "{} bytes", bytes.len());
+    }
+    machine.finish(file);
+}
+
+#[test]
 fn a_flush_of_an_overwritten_page_writes_no_log() {
     let machine = machine();
     let file = machine.create("a", &numbered(2));

@@ -664,7 +664,7 @@ impl Recorded {
 #[test]
 fn what_was_synced_survives_a_power_cut() {
     let cuts = campaign("PINFOLD_CUTS", 25);
-    for seed in 1..=campaign("PINFOLD_SEEDS", 2) {
+    for seed in 1..=campaign("PINFOLD_SEEDS", 4) {
         for options in &OPTIONS[..3] {
             let run = recorded(seed, options, 400);
             let mut random = Random(seed << 8 | 1);

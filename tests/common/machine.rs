@@ -254,8 +254,7 @@ pub fn numbered(pages: u64) -> Vec<u8> {
     (0..pages).flat_map(|i| vec![i as u8; PAGE_SIZE]).collect()
 }
 
-/// Takes all that is free, past the cache.
-/// Takes what can be had for a file of its own, and again what can be had by then.
+/// Takes all that is free, past the cache: what can be had for a file of its own, and again what can be had by then.
 pub fn fill(machine: &Machine) {
     let (beneath, root) = (&machine.beneath, machine.fs.root());
     let filler = beneath.lookup(root, b"filler");

@@ -100,7 +100,11 @@ impl CachedFile {
     /// # Errors
     /// What went wrong now, or with an earlier write of this file that nobody was told of.
     pub fn sync(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), FsError> {
-        self.sync_by(blocks, |fs, file| fs.sync_data(file))
+        let end = blocks.end.saturating_mul(PAGE);
+        self.sync_by(blocks, |fs, file| {
+            self.note_size(end)?;
+            fs.sync_data(file)
+        })
     }
 
     fn sync_by(

@@ -33,6 +33,21 @@ impl CachedFile {
         state.size = size;
     }
 
+    /// Lets the file system know of the bytes before `end`, as far as the file has them: of a hole that was never written,
+    /// with what lies behind it not written yet, nobody has told it.
+    pub(in super::super) fn note_size(&self, end: u64) -> Result<(), FsError> {
+        let known = self.fs.attributes(self.id)?.size;
+        if end.min(self.size()) <= known {
+            return Ok(());
+        }
+        // Or a cut meanwhile were undone.
+        let _resizing = self.resizing.lock();
+        let size = end.min(self.size());
+        // At a block's start, no block is taken for written.
+        let offset = size.next_multiple_of(self.block_size);
+        self.fs.written(self.id, offset, 0, size)
+    }
+
     /// Waits until nobody else changes the size.
     pub(super) fn resize(self: &Arc<Self>) -> Resizing<'_> {
         Resizing {
