@@ -7,7 +7,7 @@ mod common;
 
 use common::hooked::{Started, hooked, join};
 use common::machine::{Machine, PAGE, at, found_on, machine, numbered};
-use common::mount;
+use common::{e2fsck, mount, read_file};
 use pinfold::fs::block::{BlockError, Durability};
 use pinfold::fs::cached::Cached;
 use pinfold::fs::error::ReadOnlyReason;
@@ -231,22 +231,69 @@ fn what_a_failed_cut_has_left_of_the_last_page_goes_before_the_file_grows() {
     assert!(bytes[100.min(bytes.len())..].iter().all(|byte| *byte == 0));
 }
 
-#[test]
-fn what_stays_of_a_file_can_be_written_though_a_cut_of_it_failed() {
-    let (machine, file) = ten_pages();
-    // The descriptors of groups are in block 1; the first one begins with the block that maps what is free.
-    let bytes = machine.disk.contents();
+/// The map of free blocks cannot be read, nor written.
+fn fail_block_bitmap(disk: &SimDisk) {
+    // The descriptors of groups are in block 1; the first one begins with where the map is.
+    let bytes = disk.contents();
     let bitmap = u32::from_le_bytes(bytes[PAGE_SIZE..][..4].try_into().unwrap());
     for sector in 0..8 {
         let error = BlockError::Device { offset: 0 };
-        machine
-            .disk
-            .fail_sector(u64::from(bitmap) * 8 + sector, error);
+        disk.fail_sector(u64::from(bitmap) * 8 + sector, error);
     }
+}
+
+#[test]
+fn what_stays_of_a_file_can_be_written_though_a_cut_of_it_failed() {
+    let (machine, file) = ten_pages();
+    fail_block_bitmap(&machine.disk);
     machine.fs.set_len(file, 5 * PAGE).unwrap_err();
     machine.fs.write_at(file, 0, b"new").unwrap();
     machine.fs.sync_file(file).unwrap();
     assert_eq!(machine.on_disk(file)[..3], *b"new");
+}
+
+#[test]
+fn what_else_was_done_is_durable_when_unmounted_though_a_cut_cannot_be_finished() {
+    let (machine, file) = ten_pages();
+    fail_block_bitmap(&machine.disk);
+    let failed = Err(FsError::Block(BlockError::Device { offset: 0 }));
+    assert_eq!(machine.fs.set_len(file, 5 * PAGE), failed);
+    machine.fs.write_at(file, 0, b"new").unwrap();
+    machine.create("b", &[]);
+    machine.cached(file).evict(0..10);
+    assert_eq!(machine.fs.unmount(), failed);
+    let image = machine.disk.contents();
+    assert_eq!(found_on(image.clone(), b"b"), []);
+    assert_eq!(found_on(image, b"a")[..3], *b"new");
+    // Once it can be, it is.
+    machine.disk.heal();
+    machine.fs.unmount().unwrap();
+    e2fsck(&machine.disk.contents()).unwrap();
+    assert_eq!(machine.on_disk(file).len() as u64, 5 * PAGE);
+}
+
+#[test]
+fn a_volume_whose_cut_cannot_be_finished_is_read_only() {
+    let (machine, file) = ten_pages();
+    fail_block_bitmap(&machine.disk);
+    machine.fs.set_len(file, 5 * PAGE).unwrap_err();
+    machine.fs.sync().unwrap();
+    let disk = Arc::new(SimDisk::new(machine.disk.contents(), 1));
+    fail_block_bitmap(&disk);
+    let mounted = mount(disk.clone(), FsAccess::ReadWrite).unwrap();
+    let failed = BlockError::Device { offset: 0 };
+    let reason = ReadOnlyReason::Unfinished(failed);
+    assert_eq!(mounted.read_only, Some(reason));
+    let (fs, root) = (mounted.file_system, machine.fs.root());
+    assert_eq!(read_file(&fs, file).unwrap().len() as u64, 5 * PAGE);
+    let made = fs.create(root, b"b", FileKind::File, 0o644);
+    assert_eq!(made, Err(FsError::ReadOnly(reason)));
+    fs.unmount().unwrap();
+    disk.heal();
+    let mounted = mount(disk.clone(), FsAccess::ReadWrite).unwrap();
+    assert_eq!(mounted.read_only, None);
+    mounted.file_system.unmount().unwrap();
+    e2fsck(&disk.contents()).unwrap();
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub enum ReadOnlyReason {
     Feature(Unsupported),
     /// Only a backup superblock could be read.
     BackupSuperblock,
+    /// What was being removed or cut when it was left cannot be finished.
+    Unfinished(BlockError),
     /// The journal could not be written: what is in memory since then is not on the medium.
     JournalFailed(BlockError),
     /// The journal holds something impossible.
@@ -232,6 +234,9 @@ impl fmt::Display for ReadOnlyReason {
             Self::Device => f.write_str("the device is read-only"),
             Self::Feature(unsupported) => unsupported.fmt(f),
             Self::BackupSuperblock => f.write_str("the primary superblock is damaged"),
+            Self::Unfinished(error) => {
+                write!(f, "a removal or a cut cannot be finished: {error}")
+            }
             Self::JournalFailed(error) => write!(f, "the journal could not be written: {error}"),
             Self::JournalDamaged => f.write_str("the journal is damaged"),
             Self::TransactionTooLarge => f.write_str("the journal is too small"),

@@ -110,8 +110,15 @@ impl Ext4 {
             inode_table: None,
         };
         if read_only.is_none() {
-            volume.process_orphans()?;
-            volume.count_mount()?;
+            match volume.process_orphans() {
+                Ok(()) => volume.count_mount()?,
+                // What they are to leave free is not to be found out; all else is there.
+                Err(FsError::Block(error)) => {
+                    read_only = Some(ReadOnlyReason::Unfinished(error));
+                    volume.read_only = read_only;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(Mounted {
             file_system: Self {
@@ -246,10 +253,14 @@ impl Volume {
         }
         // Whoever had files open has no more use for them.
         self.open.clear();
-        if self.check_writable().is_ok() {
-            self.process_orphans()?;
-        }
         let now = self.now();
+        if self.check_writable().is_ok()
+            && let Err(error) = self.process_orphans()
+        {
+            // They stay on the list, for the next attempt or the next mount; what else was done is not to wait for that.
+            self.store.commit(now)?;
+            return Err(error);
+        }
         if self.store.is_dirty() {
             self.transact(|volume| {
                 put_le32(
