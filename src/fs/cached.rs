@@ -7,8 +7,7 @@
 use super::block::BlockDevice;
 use super::error::{FsError, ReadOnlyReason};
 use super::file_system::{
-    Attributes, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Reservation,
-    Statistics, Timestamp,
+    Attributes, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Statistics, Timestamp,
 };
 use crate::arch;
 use crate::mm::cache::{InUse, PageCache, VolumeId};
@@ -262,32 +261,6 @@ impl FileSystem for Cached {
         // Where delayed blocks will be is known when they are written.
         self.write_back(file)?;
         self.beneath.map(file, offset, len)
-    }
-
-    fn reserve(&self, _: FileId, _: u64, _: u64) -> Result<Reservation, FsError> {
-        Err(FsError::NotOffered)
-    }
-
-    fn release(&self, reservation: Reservation) {
-        self.beneath.release(reservation);
-    }
-
-    fn allocate(
-        &self,
-        _: FileId,
-        _: u64,
-        _: u64,
-        _: &mut Reservation,
-    ) -> Result<Vec<Extent>, FsError> {
-        Err(FsError::NotOffered)
-    }
-
-    fn written(&self, _: FileId, _: u64, _: u64, _: u64) -> Result<(), FsError> {
-        Err(FsError::NotOffered)
-    }
-
-    fn truncate_prepare(&self, _: FileId, _: u64) -> Result<(), FsError> {
-        Err(FsError::NotOffered)
     }
 
     fn sync_file(&self, file: FileId) -> Result<(), FsError> {

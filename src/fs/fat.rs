@@ -8,8 +8,8 @@ use super::block::{BlockDevice, BlockError, Durability};
 use super::blocking;
 use super::error::{FeatureSet, FsError, ReadOnlyReason, Structure, Unsupported};
 use super::file_system::{
-    Attributes, Backing, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Reservation,
-    Statistics, Timestamp,
+    Attributes, Backing, Cursor, DirectoryEntry, Extent, FileId, FileKind, FileSystem, Statistics,
+    Timestamp,
 };
 use crate::sync::Mutex;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -55,8 +55,6 @@ struct Volume {
     pinned: BTreeSet<NodeId>,
     /// Files that are open, and how often.
     open: BTreeMap<NodeId, u32>,
-    /// Files that are longer on the medium than they should be while their data is on its way, and their length before.
-    growing: BTreeMap<NodeId, u64>,
 }
 
 impl Fat {
@@ -98,7 +96,6 @@ impl Fat {
             sync_error: None,
             pinned: BTreeSet::new(),
             open: BTreeMap::new(),
-            growing: BTreeMap::new(),
         };
         Ok(Self {
             volume: Mutex::new(volume),
@@ -131,7 +128,6 @@ impl FileSystem for Fat {
         let mut volume = self.volume.lock();
         let node = node(file)?;
         let metadata = volume.driver.stat(node).map_err(error)?;
-        let size = volume.growing.get(&node).copied();
         let time = |time: Option<DateTime>| {
             time.map_or(Timestamp::default(), |time| Timestamp {
                 seconds: time.unix_seconds(),
@@ -143,7 +139,7 @@ impl FileSystem for Fat {
             permissions: metadata.permissions().bits() as u16,
             links: 1,
             owner: (0, 0),
-            size: size.unwrap_or(metadata.len()),
+            size: metadata.len(),
             allocated: metadata.allocated(),
             accessed: time(metadata.accessed()),
             modified: time(metadata.modified()),
@@ -248,9 +244,7 @@ impl FileSystem for Fat {
     }
 
     fn set_len(&self, file: FileId, len: u64) -> Result<(), FsError> {
-        let mut volume = self.volume.lock();
-        volume.growing.remove(&node(file)?);
-        volume.truncate(node(file)?, len)
+        self.volume.lock().truncate(node(file)?, len)
     }
 
     fn set_permissions(&self, file: FileId, permissions: u16) -> Result<(), FsError> {
@@ -331,59 +325,6 @@ impl FileSystem for Fat {
         self.volume.lock().map(node(file)?, offset, len)
     }
 
-    fn reserve(&self, file: FileId, offset: u64, len: u64) -> Result<Reservation, FsError> {
-        let mut volume = self.volume.lock();
-        volume.check_writable()?;
-        let node = node(file)?;
-        let stats = volume.driver.statfs().map_err(error)?;
-        let metadata = volume.driver.stat(node).map_err(error)?;
-        let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
-        if end.saturating_sub(metadata.allocated()) > stats.free_bytes() {
-            return Err(FsError::NoSpace);
-        }
-        // FAT has no holes: space for all up to there is taken at once, and cannot be lost to others any more.
-        let before = metadata.len();
-        if end > before {
-            volume.truncate(node, end)?;
-            volume.growing.entry(node).or_insert(before);
-        }
-        Ok(Reservation { blocks: 0 })
-    }
-
-    fn release(&self, _: Reservation) {}
-
-    fn allocate(
-        &self,
-        file: FileId,
-        offset: u64,
-        len: u64,
-        _: &mut Reservation,
-    ) -> Result<Vec<Extent>, FsError> {
-        let mut volume = self.volume.lock();
-        let node = node(file)?;
-        let before = volume.driver.stat(node).map_err(error)?.len();
-        let end = offset.checked_add(len).ok_or(FsError::FileTooLarge)?;
-        if end > before {
-            volume.truncate(node, end)?;
-            volume.growing.entry(node).or_insert(before);
-        }
-        volume.map(node, offset, len)
-    }
-
-    fn written(&self, file: FileId, _: u64, _: u64, size: u64) -> Result<(), FsError> {
-        let mut volume = self.volume.lock();
-        let node = node(file)?;
-        match volume.growing.remove(&node) {
-            Some(before) => volume.truncate(node, size.max(before)),
-            None => Ok(()),
-        }
-    }
-
-    fn truncate_prepare(&self, file: FileId, _: u64) -> Result<(), FsError> {
-        // FAT frees what is cut at once, with `set_len`.
-        self.attributes(file).map(drop)
-    }
-
     fn sync_file(&self, file: FileId) -> Result<(), FsError> {
         let file = node(file)?;
         let mut volume = self.volume.lock();
@@ -396,10 +337,6 @@ impl FileSystem for Fat {
 
     fn unmount(&self) -> Result<(), FsError> {
         let mut volume = self.volume.lock();
-        // What was promised and never came.
-        for (node, before) in core::mem::take(&mut volume.growing) {
-            volume.truncate(node, before)?;
-        }
         volume.sync()?;
         volume.read_only = Some(ReadOnlyReason::Unmounted);
         Ok(())
@@ -434,8 +371,7 @@ impl Volume {
     }
 
     fn read(&mut self, node: NodeId, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
-        let size = self.growing.get(&node).copied().unwrap_or(u64::MAX);
-        let mut bytes = alloc::vec![0; size.saturating_sub(offset).min(len as u64) as usize];
+        let mut bytes = alloc::vec![0; len];
         self.opened(node, OpenMode::Read, |driver, node| {
             let mut done = 0;
             while done < bytes.len() {
@@ -454,11 +390,8 @@ impl Volume {
     }
 
     fn write(&mut self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let end = offset
-            .checked_add(bytes.len() as u64)
-            .ok_or(FsError::FileTooLarge)?;
-        if let Some(size) = self.growing.get_mut(&node) {
-            *size = (*size).max(end);
+        if offset.checked_add(bytes.len() as u64).is_none() {
+            return Err(FsError::FileTooLarge);
         }
         self.opened(node, OpenMode::Write, |driver, node| {
             let mut done = 0;

@@ -154,7 +154,8 @@ impl Reservation {
 /// [`sync_file`](Self::sync_file) and [`unmount`](Self::unmount) alone end with a flush of the device (a journaling
 /// file system may commit, and flush, at any other time, too). A power cut leaves the state of one moment between the
 /// last of these and now, apart from the bytes of files that were being written. An error of any call leaves names,
-/// sizes and allocation as they were before, but a large write may have been done in part.
+/// sizes and allocation as they were before, but a large write may have been done in part, and a file been cut whose
+/// blocks could not be freed.
 ///
 /// The bytes that [`read_at`](Self::read_at) and [`write_at`](Self::write_at) are given may lie in a map of the same file
 /// system: they are touched while no lock is held. Names and targets must lie in memory that cannot fault.
@@ -244,11 +245,18 @@ pub trait FileSystem: Send + Sync {
 
     /// The extents that cover `len` bytes from `offset` on, in order and without gaps; ends are rounded to blocks.
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError>;
+    // --- for the page cache: offered where there is a device ---
+
     /// Promises space for a write of `len` bytes at `offset`, at its first store: to each page that lacks any, for all of
     /// its blocks, so that pages can share promises evenly.
-    fn reserve(&self, file: FileId, offset: u64, len: u64) -> Result<Reservation, FsError>;
+    fn reserve(&self, file: FileId, offset: u64, len: u64) -> Result<Reservation, FsError> {
+        let _ = (file, offset, len);
+        Err(FsError::NotOffered)
+    }
     /// Gives back a promise that is not needed.
-    fn release(&self, reservation: Reservation);
+    fn release(&self, reservation: Reservation) {
+        debug_assert!(reservation.is_none(), "nothing was promised");
+    }
     /// Backs `len` bytes at `offset` with space, unwritten where it is new, and redeems the promise; after an error it is
     /// as good as before. For write-back, which then transfers and calls [`written`](Self::written); until that, a power
     /// cut leaves zeros.
@@ -258,13 +266,22 @@ pub trait FileSystem: Send + Sync {
         offset: u64,
         len: u64,
         promise: &mut Reservation,
-    ) -> Result<Vec<Extent>, FsError>;
+    ) -> Result<Vec<Extent>, FsError> {
+        let _ = (file, offset, len, promise);
+        Err(FsError::NotOffered)
+    }
     /// Says that a transfer to `len` bytes at `offset` is complete, and that the file has at least `size` bytes.
-    fn written(&self, file: FileId, offset: u64, len: u64, size: u64) -> Result<(), FsError>;
+    fn written(&self, file: FileId, offset: u64, len: u64, size: u64) -> Result<(), FsError> {
+        let _ = (file, offset, len, size);
+        Err(FsError::NotOffered)
+    }
     /// First half of a cut: the file ends at `size` from now on, but its blocks are still its own. The caller then lets
     /// go of pages past the end and waits for transfers to them; [`set_len`](Self::set_len) to `size` frees the blocks.
     /// Where the file ended before `size`, for what was written behind its end is not known yet, it grows.
-    fn truncate_prepare(&self, file: FileId, size: u64) -> Result<(), FsError>;
+    fn truncate_prepare(&self, file: FileId, size: u64) -> Result<(), FsError> {
+        let _ = (file, size);
+        Err(FsError::NotOffered)
+    }
 
     /// Returns when all that was done to `file` is durable: its bytes, size and names. Flushes only if something has
     /// changed since the last time.
