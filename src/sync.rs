@@ -6,11 +6,17 @@
 //!
 //! | Lock | Kind | Protects |
 //! | --- | --- | --- |
+//! | mounts | [`Mutex`] | what is mounted where, against other changes of that |
 //! | console line | [`Mutex`] | lines of output against each other |
+//! | a file's size | [`Mutex`] | it, against other changes; transfers and the file system are waited for with it held |
+//! | ends of files | [`Mutex`] | that a cached file is closed once, and before its file system is unmounted |
+//! | a volume | [`Mutex`] | a file system's metadata; transfers are waited for with it held |
 //! | a wait's own lock | [`SpinLock`] | what a [`WaitQueue`] is about: an exit status, a mutex's bit, received bytes |
 //! | foreground | [`SpinLock`] | which program Ctrl-C ends |
 //! | a program | [`SpinLock`] | its status, its threads, what it has |
+//! | table of files | [`SpinLock`] | which files are cached |
 //! | maps | [`SpinLock`] | all maps and the low half's tables; a mapped file's lookup is called with it held |
+//! | a cached file | [`SpinLock`] | its size, its pages and what they hold |
 //! | scheduler | [`SpinLock`] | ready threads, sleepers, all wait queues |
 //! | kernel map | [`SpinLock`] | the tables of the high half |
 //! | heap | [`SpinLock`] | the slabs; by a lock of its own, which no other is taken with, what is kept |

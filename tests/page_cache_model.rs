@@ -479,6 +479,7 @@ impl World {
             assert_eq!(self.fs.attributes(*file).unwrap().size, bytes.len() as u64);
             self.fs.close(*file).unwrap();
         }
+        self.check_promises();
         self.fs.unmount().unwrap();
         let frames = self.memory.frames().counts();
         assert_eq!((frames.cache, frames.anonymous), (0, 0));

@@ -375,6 +375,33 @@ fn what_was_promised_for_stores_that_did_not_come_is_given_to_others() {
 }
 
 #[test]
+fn a_page_whose_room_was_given_to_others_asks_anew() {
+    let machine = machine();
+    let file = machine.create("a", &[]);
+    machine.fs.set_len(file, PAGE).unwrap();
+    let handle = machine.cached(file).handle();
+    handle.prime(0, Pattern::Normal).unwrap();
+    handle.make_room(0).unwrap();
+    let other = machine.create("b", &[]);
+    let mut end = 0;
+    while machine.fs.write_at(other, end, &[1; PAGE_SIZE]).is_ok() {
+        end += PAGE;
+    }
+    assert_eq!(handle.dirty_block(0), Ok(Dirtied::NeedsRoom));
+    drop(handle);
+    machine.finish(other);
+}
+
+#[test]
+fn a_write_gives_back_what_was_promised_to_pages_that_had_room() {
+    let machine = machine();
+    let file = machine.create("a", &[1; PAGE_SIZE]);
+    machine.fs.write_at(file, 0, &[2; 2 * PAGE_SIZE]).unwrap();
+    machine.check_promises();
+    machine.finish(file);
+}
+
+#[test]
 fn the_map_finds_room_when_it_grows_with_the_last_pages() {
     let machine = machine();
     let file = machine.create("a", &[b'o'; 50 * PAGE_SIZE]);

@@ -40,6 +40,8 @@ pub struct Machine {
     pub beneath: Arc<dyn FileSystem>,
     /// What was on the disk at first.
     pub base: Arc<Vec<u8>>,
+    /// Free blocks that nobody could have at first.
+    pub held_back: u64,
 }
 
 impl Machine {
@@ -65,6 +67,7 @@ impl Machine {
         let mounted = mount(disk.clone(), FsAccess::ReadWrite).unwrap();
         let beneath: Arc<dyn FileSystem> = Arc::new(mounted.file_system);
         let fs = Arc::new(Cached::new(beneath.clone(), cache));
+        let at_first = fs.statistics().unwrap();
         let machine = Self {
             memory,
             manager,
@@ -74,6 +77,7 @@ impl Machine {
             fs,
             beneath,
             base: Arc::new(base),
+            held_back: at_first.free_blocks - at_first.available_blocks,
         };
         machine.adopt_thread();
         machine
@@ -208,10 +212,24 @@ impl Machine {
         thread
     }
 
+    /// Nothing is promised to anybody once all is written and gone from memory.
+    pub fn check_promises(&self) {
+        self.fs.sync().unwrap();
+        self.cache.drop_clean();
+        let now = self.fs.statistics().unwrap();
+        let promised = now.free_blocks - now.available_blocks;
+        assert_eq!(
+            promised,
+            self.held_back.min(now.free_blocks),
+            "room is lost"
+        );
+    }
+
     /// Unmounts, checks, and returns what a file holds on the disk.
     pub fn finish(&self, file: FileId) -> Vec<u8> {
         self.check();
         self.manager.unmap_all().unwrap();
+        self.check_promises();
         self.fs.close(file).unwrap();
         self.fs.unmount().unwrap();
         let frames = self.memory.frames().counts();

@@ -20,7 +20,8 @@
 //!
 //! A call that changes something runs as an *operation*: it sees its own changes, and they become part of the running
 //! transaction together, or not at all. So no call needs to clean up after itself, and a transaction is only ever
-//! committed between operations. No state is kept beside the blocks: what an operation may have to take back is in them.
+//! committed between operations. What an operation may have to take back is in the blocks: beside them is only known what
+//! is open, promised, on its way or half cut, and that changes when an operation has ended, not in it.
 //!
 //! File data never goes through the store. It is written to its blocks before the operation that makes them part of the
 //! file ends (or, by the page cache, into unwritten extents), and a commit flushes the device before its commit block:

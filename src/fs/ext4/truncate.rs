@@ -68,10 +68,8 @@ impl Volume {
             if len > inode.size() {
                 volume.check_size(&inode, len)?;
                 volume.zero_tail(&inode, len)?;
-                volume.set_size(&mut inode, len)?;
-            } else {
-                inode.set_size(len);
             }
+            volume.set_size(&mut inode, len)?;
             // A file without a name is on the list already.
             if is_cut && inode.links() > 0 && !volume.is_orphan(number)? {
                 volume.add_orphan(&mut inode)?;

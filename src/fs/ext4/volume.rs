@@ -21,7 +21,7 @@ pub(super) struct Volume {
     pub(super) read_only: Option<ReadOnlyReason>,
     /// Files that are open.
     pub(super) open: BTreeMap<u32, Open>,
-    /// Files that were cut, and still have blocks behind their end: an error came between.
+    /// Files that were cut and may have blocks behind their end: these are being freed, or an error came between.
     pub(super) half_cut: BTreeSet<u32>,
     /// Files that are being cut: transfers to what goes may still end.
     pub(super) cutting: BTreeSet<u32>,

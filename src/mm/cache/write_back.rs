@@ -302,7 +302,7 @@ impl CachedFile {
     fn end_write(&self, run: &Run, result: Result<(), FsError>, promise: Reservation) {
         let shared = self.share(promise, run.blocks());
         // Where nobody can say who lacks a place, each has a share.
-        let evenly = |(promise, _)| Room::to(vec![run.blocks()], promise);
+        let evenly = |(promise, _)| Room::shared_by(vec![run.blocks()], promise);
         let mut room = shared.unwrap_or_else(evenly);
         let mut state = self.lock();
         let mut clean = 0;

@@ -29,19 +29,16 @@ impl CachedFile {
         }
         let lacks = |chunk: &Chunk| chunk.resident & !chunk.backed & bit != 0;
         // Whoever finds it gone by now looks again.
-        if self.has(block, lacks) {
+        let does_lack = self
+            .state
+            .lock()
+            .chunk(block)
+            .is_some_and(|chunk| lacks(chunk));
+        if does_lack {
             let promise = self.reserve(block..block + 1, end)?;
             self.give(block, promise, end, lacks);
         }
         Ok(())
-    }
-
-    /// Whether something is said of the block's chunk.
-    fn has(&self, block: u64, what: impl Fn(&Chunk) -> bool) -> bool {
-        self.state
-            .lock()
-            .chunk(block)
-            .is_some_and(|chunk| what(chunk))
     }
 
     /// Gives a block what was promised for it in a file that ends at `end`, if it still lacks that.
@@ -118,7 +115,7 @@ impl CachedFile {
     ) -> Result<Room, (Reservation, FsError)> {
         let (offset, len) = (blocks.start * PAGE, (blocks.end - blocks.start) * PAGE);
         if promise.is_none() {
-            return Ok(Room::to(Vec::new(), promise));
+            return Ok(Room::shared_by(Vec::new(), promise));
         }
         let extents = match self.fs.map(self.id, offset, len) {
             Ok(extents) => extents,
@@ -135,7 +132,7 @@ impl CachedFile {
                 _ => lacking.push(hole.offset / PAGE..end),
             }
         }
-        Ok(Room::to(lacking, promise))
+        Ok(Room::shared_by(lacking, promise))
     }
 
     /// Gives back what nobody had a share of.
@@ -214,6 +211,7 @@ impl CachedFile {
 }
 
 /// What was promised to several blocks.
+#[must_use = "the room stays promised until it is taken, or its sharing ended"]
 pub(in crate::mm::cache) struct Room {
     promise: Reservation,
     /// The blocks it was promised to.
@@ -223,8 +221,8 @@ pub(in crate::mm::cache) struct Room {
 }
 
 impl Room {
-    /// The promise is for these.
-    pub(in crate::mm::cache) fn to(lacking: Vec<Range<u64>>, promise: Reservation) -> Self {
+    /// The promise is for these blocks.
+    pub(in crate::mm::cache) fn shared_by(lacking: Vec<Range<u64>>, promise: Reservation) -> Self {
         let left = lacking.iter().map(|blocks| blocks.end - blocks.start).sum();
         Self {
             promise,
