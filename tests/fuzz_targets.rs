@@ -38,7 +38,8 @@ fn drive_patches(bases: &[Base], target: impl Fn(Vec<u8>, &[u8]) -> bool) {
     let used = drive(FEW_PATCHES, |data| {
         target(targets::chosen(bases, data).unwrap(), data)
     });
-    assert!(used > 0, "all patches were refused");
+    // Miri has no time for so many that one is sure to be used.
+    assert!(used > 0 || cfg!(miri), "all patches were refused");
 }
 
 /// Six patches and the choice of a base.
