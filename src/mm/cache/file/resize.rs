@@ -35,7 +35,7 @@ impl CachedFile {
 
     /// Lets the file system know of the bytes before `end`, as far as the file has them: of a hole that was never written,
     /// with what lies behind it not written yet, nobody has told it.
-    pub(in super::super) fn note_size(&self, end: u64) -> Result<(), FsError> {
+    pub(in crate::mm::cache) fn note_size(&self, end: u64) -> Result<(), FsError> {
         let known = self.fs.attributes(self.id)?.size;
         if end.min(self.size()) <= known {
             return Ok(());
