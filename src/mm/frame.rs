@@ -12,14 +12,17 @@
 //! holds only blocks, and single frames come from a bitmap, in ascending order: what is asked for one after the other
 //! tends to lie together, and a freed run is a few words. One list is for what the kernel keeps, the other for what can be
 //! had back, so that the pages of files that are evicted leave whole blocks, and not holes between the kernel's objects.
-//! Only where one has nothing, and there is no block to split, is the other asked. Every operation on single frames is O(1); adding RAM touches
-//! nothing of it but 96 bytes for each 2 MiB.
+//! Only where one has nothing, and there is no block to split, is the other asked. Every operation on single frames is
+//! O(1); adding RAM touches nothing of it but 96 bytes for each 2 MiB.
 //!
 //! A [`Frame`] has one owner at a time, recorded in its descriptor; freeing what is free or another's is a bug of ours
 //! and panics. The owner may keep a count there: sharers, or entries in use.
 //!
 //! Memory is reached at a fixed distance from its physical address, so the same code runs over an array on a PC.
 
+mod blocks;
+
+use self::blocks::Block;
 use super::addr::{Frame, PAGE_SIZE, PhysAddr};
 use crate::sync::SpinLock;
 use buddy_system_allocator::Heap;
@@ -111,11 +114,6 @@ pub const BLOCK_FRAMES: u64 = 512;
 /// As an order: the logarithm of the number of frames.
 pub const BLOCK_ORDER: u32 = 9;
 
-const WORDS: usize = BLOCK_FRAMES as usize / 64;
-
-/// Blocks with free frames that the search for a small run looks at.
-const RUN_SEARCH: usize = 16;
-
 /// Of a frame, for its owner.
 #[repr(C)]
 struct Descriptor {
@@ -127,20 +125,6 @@ struct Descriptor {
 
 const COUNT_BITS: u32 = 24;
 const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
-
-/// Of 512 frames that start at a multiple of 2 MiB.
-#[repr(C)]
-struct Block {
-    /// A one for each free frame, unless the buddy allocator has them all.
-    free: [u64; WORDS],
-    next: Option<NonNull<Block>>,
-    previous: Option<NonNull<Block>>,
-    first: Frame,
-    free_count: u32,
-    /// The list it is in when it has free frames.
-    list: u8,
-    is_with_buddy: bool,
-}
 
 #[derive(Clone, Copy)]
 struct Zone {
@@ -315,16 +299,8 @@ impl Frames {
         for i in 0..blocks {
             // SAFETY: the caller gives us the memory; the room is large enough.
             unsafe {
-                blocks_at.add(i).write(Block {
-                    free: [0; WORDS],
-                    next: None,
-                    previous: None,
-                    first: Frame(first_of_blocks + i as u64 * BLOCK_FRAMES),
-                    free_count: 0,
-                    // Until it is split: part of it is reserved, so it is never whole.
-                    list: KEPT as u8,
-                    is_with_buddy: false,
-                });
+                let first = Frame(first_of_blocks + i as u64 * BLOCK_FRAMES);
+                blocks_at.add(i).write(Block::new(first));
             }
         }
         let zone = *slot.call_once(|| Zone {
@@ -373,16 +349,8 @@ impl Frames {
         };
         // SAFETY: in the list, so a block; `state` is locked.
         let block = unsafe { head.as_mut() };
-        let mut word = 0;
-        while block.free[word] == 0 {
-            // In the list, so one of its words has a frame: the index ends there.
-            word += 1;
-        }
-        let bit = block.free[word].trailing_zeros();
-        block.free[word] &= block.free[word] - 1;
-        let frame = Frame(block.first.0 + word as u64 * 64 + u64::from(bit));
-        block.free_count -= 1;
-        if block.free_count == 0 {
+        let frame = block.take_first();
+        if block.is_used_up() {
             state.unlink(head);
         }
         state.give(owner, 1);
@@ -657,463 +625,5 @@ impl Descriptor {
     }
 }
 
-impl State {
-    /// Whether `count` frames may go to one whose need is `urgency`.
-    #[inline(always)]
-    fn check(&mut self, count: u64, urgency: Urgency) -> Result<(), OutOfFrames> {
-        #[cfg(feature = "refusal")]
-        self.refusal.take(urgency)?;
-        let floor = match urgency {
-            Urgency::Data => self.reserve,
-            Urgency::Kernel => self.reserve / 2,
-            Urgency::Critical => 0,
-        };
-        if self.free < floor + count {
-            return Err(OutOfFrames);
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn give(&mut self, owner: Owner, count: u64) {
-        self.free -= count;
-        self.owned[owner as usize] += count;
-    }
-
-    /// New RAM: whole blocks.
-    fn add_blocks(&mut self, frames: &Frames, zone: &Zone, range: Range<u64>) {
-        let count = range.end - range.start;
-        self.total += count;
-        self.free += count;
-        for first in range.clone().step_by(BLOCK_FRAMES as usize) {
-            // SAFETY: `self` is locked; the zone is new, so nobody else refers to its blocks.
-            unsafe { zone.block(Frame(first)).as_mut() }.is_with_buddy = true;
-        }
-        let start = frames.pointer(Frame(range.start)) as usize;
-        let end = start + count as usize * PAGE_SIZE;
-        // SAFETY: the memory was given to us, and this part is in no other hand.
-        unsafe { self.buddy.add_to_heap(start, end) };
-    }
-
-    /// New RAM: part of a block, or two.
-    fn add_frames(&mut self, frames: &Frames, zone: &Zone, range: Range<u64>) {
-        let count = range.end - range.start;
-        self.total += count;
-        self.free += count;
-        let mut frame = range.start;
-        while frame < range.end {
-            let part = range.end.min((frame & !63) + 64) - frame;
-            for i in frame..frame + part {
-                zone.descriptor(Frame(i)).set(Owner::Free);
-            }
-            let mask = (u64::MAX >> (64 - part)) << (frame % 64);
-            self.release_word(frames, zone.block(Frame(frame)), frame, mask);
-            frame += part;
-        }
-    }
-
-    /// Moves a block from the buddy allocator to the list of those whose frames are given out one by one.
-    fn split_block(&mut self, frames: &Frames, list: usize) -> Result<(), OutOfFrames> {
-        let first = frames.take_blocks(self, BLOCK_ORDER)?;
-        let zone = frames.zone(first);
-        for frame in first.0..first.0 + BLOCK_FRAMES {
-            zone.descriptor(Frame(frame)).set(Owner::Free);
-        }
-        let mut place = zone.block(first);
-        // SAFETY: `self` is locked.
-        let block = unsafe { place.as_mut() };
-        block.free = [u64::MAX; WORDS];
-        block.free_count = BLOCK_FRAMES as u32;
-        block.list = list as u8;
-        self.link(place);
-        Ok(())
-    }
-
-    /// A block with free frames, where `list` has none.
-    #[cold]
-    fn head_of_another(
-        &mut self,
-        frames: &Frames,
-        list: usize,
-    ) -> Result<NonNull<Block>, OutOfFrames> {
-        let head = match self.split_block(frames, list) {
-            Ok(()) => self.partial[list],
-            Err(OutOfFrames) => self.partial[LISTS - 1 - list],
-        };
-        head.ok_or(OutOfFrames)
-    }
-
-    /// Marks the frames of `mask`, in the word that `first` is in, free; a block that is free as a whole goes back to the buddy allocator, unless it
-    /// is the only one of its list with free frames: it would soon be split again.
-    #[inline(always)]
-    fn release_word(&mut self, frames: &Frames, mut place: NonNull<Block>, first: u64, mask: u64) {
-        // SAFETY: `self` is locked.
-        let block = unsafe { place.as_mut() };
-        let word = (first % BLOCK_FRAMES / 64) as usize;
-        let count = mask.count_ones();
-        assert!(
-            block.free[word] & mask == 0 && !block.is_with_buddy,
-            "one of {count} frames in the word of Frame({first:#x}) is freed twice"
-        );
-        block.free[word] |= mask;
-        block.free_count += count;
-        let free_count = block.free_count;
-        if free_count == count {
-            self.link(place);
-        }
-        if free_count == BLOCK_FRAMES as u32 {
-            self.give_back(frames, place);
-        }
-    }
-
-    fn give_back(&mut self, frames: &Frames, mut place: NonNull<Block>) {
-        // SAFETY: `self` is locked.
-        let block = unsafe { place.as_mut() };
-        if block.next.is_none() && block.previous.is_none() {
-            return;
-        }
-        self.unlink(place);
-        // SAFETY: as above; `unlink` is done with it.
-        let block = unsafe { place.as_mut() };
-        block.free = [0; WORDS];
-        block.free_count = 0;
-        block.is_with_buddy = true;
-        if let Some(start) = NonNull::new(frames.pointer(block.first)) {
-            // SAFETY: all of it was had from the buddy allocator, as one block, and all of it is free: a block with a
-            // reserved part never has all its frames free.
-            unsafe { self.buddy.dealloc(start, buddy_layout(BLOCK_ORDER)) };
-        }
-    }
-
-    fn link(&mut self, mut place: NonNull<Block>) {
-        // SAFETY: `self` is locked; the block is in no list.
-        let block = unsafe { place.as_mut() };
-        let first = &mut self.partial[usize::from(block.list)];
-        block.previous = None;
-        block.next = *first;
-        if let Some(mut next) = first.replace(place) {
-            // SAFETY: in the list, so a block, and another one.
-            unsafe { next.as_mut() }.previous = Some(place);
-        }
-    }
-
-    fn unlink(&mut self, mut place: NonNull<Block>) {
-        // SAFETY: `self` is locked.
-        let block = unsafe { place.as_mut() };
-        let (previous, next) = (block.previous.take(), block.next.take());
-        match previous {
-            // SAFETY: in the list, so a block, and another one.
-            Some(mut previous) => unsafe { previous.as_mut() }.next = next,
-            None => self.partial[usize::from(block.list)] = next,
-        }
-        if let Some(mut next) = next {
-            // SAFETY: as above.
-            unsafe { next.as_mut() }.previous = previous;
-        }
-    }
-
-    /// A run from the blocks in a list, if one of the first few has it.
-    fn take_run(&mut self, list: usize, order: u32) -> Option<Frame> {
-        let mut at = self.partial[list];
-        for _ in 0..RUN_SEARCH {
-            let mut place = at?;
-            // SAFETY: in the list, so a block; `self` is locked.
-            let block = unsafe { place.as_mut() };
-            if let Some(index) = block.find_run(order) {
-                block.take_run(index, order);
-                let first = Frame(block.first.0 + index);
-                let is_empty = block.free_count == 0;
-                if is_empty {
-                    self.unlink(place);
-                }
-                return Some(first);
-            }
-            at = block.next;
-        }
-        None
-    }
-}
-
-impl Block {
-    /// The first free run of `1 << order` frames at a multiple of its size.
-    fn find_run(&self, order: u32) -> Option<u64> {
-        if self.free_count < 1 << order {
-            return None;
-        }
-        if order < 6 {
-            return (0..WORDS).find_map(|i| {
-                let mut starts = self.free[i];
-                for step in 0..order {
-                    starts &= starts >> (1 << step);
-                }
-                starts &= aligned_bits(order);
-                (starts != 0).then(|| i as u64 * 64 + u64::from(starts.trailing_zeros()))
-            });
-        }
-        let words = 1 << (order - 6);
-        self.free
-            .chunks(words)
-            .position(|chunk| chunk.iter().all(|word| *word == u64::MAX))
-            .map(|i| (i * words) as u64 * 64)
-    }
-
-    fn take_run(&mut self, index: u64, order: u32) {
-        let word = (index / 64) as usize;
-        if order < 6 {
-            let mask = (1u64 << (1 << order)) - 1;
-            self.free[word] &= !(mask << (index % 64));
-        } else {
-            self.free[word..word + (1 << (order - 6))].fill(0);
-        }
-        self.free_count -= 1 << order;
-    }
-}
-
-/// A one at each multiple of `1 << order`.
-const fn aligned_bits(order: u32) -> u64 {
-    u64::MAX / ((1 << (1 << order)) - 1)
-}
-
 #[cfg(test)]
-mod tests {
-    extern crate std;
-
-    use super::{BLOCK_FRAMES, Frames, OutOfFrames, Owner, Urgency};
-    use crate::mm::addr::{Frame, PAGE_SIZE, PhysAddr};
-    use crate::sim::SimMemory;
-    use proptest::prelude::*;
-    use std::vec::Vec;
-
-    const MIB: u64 = 1 << 20;
-
-    fn frames(bytes: u64) -> SimMemory {
-        SimMemory::new(bytes)
-    }
-
-    #[test]
-    fn a_frame_is_given_to_one_owner_at_a_time() {
-        let memory = frames(4 * MIB);
-        let mut seen = std::collections::HashSet::new();
-        while let Ok(frame) = memory.frames().alloc(Owner::Kernel, Urgency::Critical) {
-            assert!(seen.insert(frame), "{frame:?} was given twice");
-            assert_eq!(memory.frames().owner(frame), Owner::Kernel);
-        }
-        let counts = memory.frames().counts();
-        assert_eq!((counts.free, counts.kernel), (0, counts.total));
-        assert_eq!(seen.len() as u64, counts.total);
-    }
-
-    #[test]
-    fn frames_come_in_ascending_order() {
-        let memory = frames(4 * MIB);
-        let mut last = memory.frames().alloc(Owner::Cache, Urgency::Data).unwrap();
-        for _ in 0..100 {
-            let next = memory.frames().alloc(Owner::Cache, Urgency::Data).unwrap();
-            assert_eq!(next.0, last.0 + 1);
-            last = next;
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "is freed as Kernel, but it is Free")]
-    fn a_frame_freed_twice_is_named() {
-        let memory = frames(4 * MIB);
-        let frame = memory.frames().alloc(Owner::Kernel, Urgency::Data).unwrap();
-        memory.frames().free(frame, Owner::Kernel);
-        memory.frames().free(frame, Owner::Kernel);
-    }
-
-    #[test]
-    #[should_panic(expected = "is freed as Cache, but it is Kernel")]
-    fn a_frame_freed_by_the_wrong_owner_is_named() {
-        let memory = frames(4 * MIB);
-        let frame = memory.frames().alloc(Owner::Kernel, Urgency::Data).unwrap();
-        memory.frames().free(frame, Owner::Cache);
-    }
-
-    #[test]
-    fn the_reserve_is_for_the_urgent() {
-        let memory = frames(4 * MIB);
-        let frames = memory.frames();
-        while frames.alloc(Owner::Anonymous, Urgency::Data).is_ok() {}
-        let counts = frames.counts();
-        assert_eq!(counts.free, counts.reserve);
-        assert!(frames.alloc(Owner::Kernel, Urgency::Kernel).is_ok());
-        while frames.alloc(Owner::Kernel, Urgency::Kernel).is_ok() {}
-        assert_eq!(frames.counts().free, counts.reserve / 2);
-        while frames.alloc(Owner::PageTable, Urgency::Critical).is_ok() {}
-        assert_eq!(frames.counts().free, 0);
-    }
-
-    #[test]
-    fn reserved_memory_is_never_given() {
-        let memory = SimMemory::unused(8 * MIB);
-        let base = memory.base().0;
-        let at = |bytes| PhysAddr(base + bytes);
-        let reserved = [at(0x800)..at(0x1800), at(3 * MIB)..at(5 * MIB + 1)];
-        // SAFETY: the arena is the allocator's.
-        unsafe { memory.frames().add_ram(at(0)..at(8 * MIB), &reserved) }.unwrap();
-        while let Ok(frame) = memory.frames().alloc(Owner::Kernel, Urgency::Critical) {
-            let start = frame.start();
-            let end = PhysAddr(start.0 + PAGE_SIZE as u64);
-            for range in &reserved {
-                assert!(end <= range.start || start >= range.end, "{frame:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn several_ranges_with_a_gap_are_all_used() {
-        let memory = SimMemory::unused(8 * MIB);
-        let at = |bytes| PhysAddr(memory.base().0 + bytes);
-        for range in [at(0)..at(3 * MIB), at(5 * MIB)..at(8 * MIB)] {
-            // SAFETY: the arena is the allocator's.
-            unsafe { memory.frames().add_ram(range, &[]) }.unwrap();
-        }
-        let given: Vec<Frame> =
-            std::iter::from_fn(|| memory.frames().alloc(Owner::Kernel, Urgency::Critical).ok())
-                .collect();
-        assert!(given.iter().any(|frame| frame.start() < at(3 * MIB)));
-        assert!(given.iter().any(|frame| frame.start() >= at(5 * MIB)));
-        assert!(
-            given
-                .iter()
-                .all(|f| f.start() < at(3 * MIB) || f.start() >= at(5 * MIB))
-        );
-        given
-            .into_iter()
-            .for_each(|frame| memory.frames().free(frame, Owner::Kernel));
-        assert_eq!(
-            memory.frames().counts().free,
-            memory.frames().counts().total
-        );
-    }
-
-    #[test]
-    fn metadata_takes_less_than_a_hundredth() {
-        let memory = frames(12 * MIB);
-        assert!(memory.frames().counts().total >= 12 * MIB / PAGE_SIZE as u64 * 99 / 100);
-    }
-
-    #[test]
-    fn runs_lie_at_multiples_of_their_size() {
-        let memory = frames(8 * MIB);
-        let single = memory.frames().alloc(Owner::Kernel, Urgency::Data).unwrap();
-        for order in 0..=9 {
-            let run = memory
-                .frames()
-                .alloc_run(Owner::Anonymous, Urgency::Data, order)
-                .unwrap();
-            assert_eq!(run.0 % (1 << order), 0, "order {order}");
-            assert_eq!(
-                memory.frames().owner(Frame(run.0 + (1 << order) - 1)),
-                Owner::Anonymous
-            );
-        }
-        memory.frames().free(single, Owner::Kernel);
-    }
-
-    #[test]
-    fn a_block_freed_frame_by_frame_can_be_had_as_a_block_again() {
-        let memory = frames(8 * MIB);
-        let frames = memory.frames();
-        let mut given = Vec::new();
-        while let Ok(frame) = frames.alloc(Owner::Anonymous, Urgency::Critical) {
-            given.push(frame);
-        }
-        assert_eq!(
-            frames.alloc_run(Owner::Anonymous, Urgency::Critical, 9),
-            Err(OutOfFrames)
-        );
-        given
-            .into_iter()
-            .rev()
-            .for_each(|frame| frames.free(frame, Owner::Anonymous));
-        let blocks = std::iter::from_fn(|| {
-            frames
-                .alloc_run(Owner::Anonymous, Urgency::Critical, 9)
-                .ok()
-        });
-        assert_eq!(blocks.count(), 3);
-    }
-
-    #[test]
-    fn what_the_kernel_keeps_does_not_lie_between_what_comes_back() {
-        let memory = frames(64 * MIB);
-        let frames = memory.frames();
-        let mut cached = Vec::new();
-        for i in 0..10_000 {
-            cached.push(frames.alloc(Owner::Cache, Urgency::Data).unwrap());
-            if i % 10 == 0 {
-                frames.alloc(Owner::Kernel, Urgency::Kernel).unwrap();
-            }
-        }
-        for frame in cached {
-            frames.free(frame, Owner::Cache);
-        }
-        let run = || frames.alloc_run(Owner::Kernel, Urgency::Kernel, 9).ok();
-        let blocks = std::iter::from_fn(run).count();
-        assert!(
-            blocks >= 27,
-            "of 31 blocks the kernel's 1000 frames leave {blocks}"
-        );
-    }
-
-    #[test]
-    fn runs_larger_than_a_block_come_back() {
-        let memory = frames(16 * MIB);
-        let frames = memory.frames();
-        let before = frames.counts();
-        let run = frames.alloc_run(Owner::Kernel, Urgency::Data, 10).unwrap();
-        frames.free_run(run, 2 * BLOCK_FRAMES, Owner::Kernel);
-        assert_eq!(frames.counts(), before);
-        assert_eq!(frames.owner(run), Owner::Free);
-    }
-
-    #[test]
-    fn counts_go_up_and_down() {
-        let memory = frames(4 * MIB);
-        let frame = memory
-            .frames()
-            .alloc(Owner::Anonymous, Urgency::Data)
-            .unwrap();
-        assert_eq!(memory.frames().count(frame), 0);
-        assert_eq!(memory.frames().add_to_count(frame, 2), 2);
-        assert_eq!(memory.frames().subtract_from_count(frame, 1), 1);
-        assert_eq!(memory.frames().owner(frame), Owner::Anonymous);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 64 }, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn no_frame_is_in_two_runs_and_all_come_back(
-            operations in prop::collection::vec((any::<bool>(), 0u32..11, any::<prop::sample::Index>()), 1..if cfg!(miri) { 40 } else { 600 })
-        ) {
-            let memory = frames(16 * MIB);
-            let frames: &Frames = memory.frames();
-            let before = frames.counts();
-            let mut runs: Vec<(Frame, u32)> = Vec::new();
-            for (is_alloc, order, index) in operations {
-                if is_alloc || runs.is_empty() {
-                    if let Ok(run) = frames.alloc_run(Owner::Anonymous, Urgency::Data, order) {
-                        for (other, other_order) in &runs {
-                            prop_assert!(run.0 + (1 << order) <= other.0 || other.0 + (1 << other_order) <= run.0);
-                        }
-                        runs.push((run, order));
-                    }
-                } else {
-                    let (run, order) = runs.swap_remove(index.index(runs.len()));
-                    frames.free_run(run, 1 << order, Owner::Anonymous);
-                }
-                let given: u64 = runs.iter().map(|(_, order)| 1 << order).sum();
-                prop_assert_eq!(frames.counts().anonymous, given);
-                prop_assert_eq!(frames.counts().free + given, before.total);
-            }
-            for (run, order) in runs {
-                frames.free_run(run, 1 << order, Owner::Anonymous);
-            }
-            prop_assert_eq!(frames.counts(), before);
-        }
-    }
-}
+mod tests;
