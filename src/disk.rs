@@ -362,12 +362,12 @@ impl fmt::Display for FindError {
     }
 }
 
-/// The disk or partition that is called `what`: its name, or as in Linux's `root=` one of `LABEL=` and `UUID=` of the
-/// ext4 file system on it, `PARTLABEL=` and `PARTUUID=` of the partition.
+/// The disk or partition that is called `what`: its name, with `/dev/` or without, or as in Linux's `root=` one of `LABEL=`
+/// and `UUID=` of the ext4 file system on it, `PARTLABEL=` and `PARTUUID=` of the partition.
 pub fn find(what: &str) -> Result<Disk, FindError> {
     let (key, value) = what.split_once('=').unwrap_or(("", what));
     let is_meant = |disk: &Disk| match key {
-        "" => disk.name == value,
+        "" => disk.name == value.strip_prefix("/dev/").unwrap_or(value),
         "PARTLABEL" => disk.parent.is_some() && disk.part_label == value,
         "PARTUUID" => disk.parent.is_some() && disk.part_uuid.eq_ignore_ascii_case(value),
         _ => match (key, SuperblockInfo::read(&*disk.device)) {

@@ -153,7 +153,7 @@ mounts_are_refused() {
     rm -f "$two" && truncate -s 64M "$two" && sfdisk -q "$two" <<<$'label: gpt\nstart=2048, size=40960, name=a\nname=b' &&
         mkfs.ext4 -q -F -E offset=1048576 "$two" 20480k && mkfs.ext4 -q -F "$DISKS/empty.img" 32M || return
     before=$(sha256sum <"$DISKS/empty.img")
-    ./qemu.sh --timeout 60 --disk "$two" --disk "$DISKS/empty.img" root=vda1 <<'END' | tr -d '\r' | tee "$DISKS/said.txt"
+    ./qemu.sh --timeout 60 --disk "$two" --disk "$DISKS/empty.img" root=/dev/vda1 <<'END' | tr -d '\r' | tee "$DISKS/said.txt"
 mkdir /m
 mount vda1 /m
 mount -r vda /m
