@@ -44,6 +44,7 @@ pub const OPTION_SETS: [(&str, &[&str]); 13] = [
     ),
 ];
 
+pub mod expected;
 pub mod hooked;
 pub mod machine;
 pub mod model;
