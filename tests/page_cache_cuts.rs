@@ -186,6 +186,28 @@ fn what_a_cut_that_failed_halfway_has_left_does_not_show_again() {
 }
 
 #[test]
+fn what_a_cut_that_failed_halfway_has_left_does_not_show_when_a_hole_is_synced() {
+    for heals in [true, false] {
+        let (machine, file) = ten_pages();
+        fail_block_bitmap(&machine.disk);
+        machine.fs.set_len(file, 5 * PAGE).unwrap_err();
+        if heals {
+            machine.disk.heal();
+        }
+        let _ = machine.fs.write_at(file, 9 * PAGE, b"n");
+        let base = machine.map(file, 0, 10);
+        let _ = machine.sync(at(base, 6, 0), 1);
+        let _ = machine.fs.sync_data(file);
+        machine.disk.heal();
+        machine.manager.unmap_all().unwrap();
+        let bytes = machine.on_disk(file);
+        assert!(bytes.iter().skip(5 * PAGE_SIZE).all(|byte| *byte != b'o'));
+        let bytes = machine.finish(file);
+        assert!(bytes.iter().skip(5 * PAGE_SIZE).all(|byte| *byte != b'o'));
+    }
+}
+
+#[test]
 fn a_file_ends_where_numbers_do() {
     for block_size in ["1024", "4096"] {
         let machine = Machine::new(1, 16 << 20, &["-b", block_size]);
@@ -539,7 +561,9 @@ fn a_cut_whose_second_half_fails_is_one_for_everybody() {
         });
         *thread.lock().unwrap() = Some(cutting);
         // It waits for this write; until then the log fails.
-        assert_eq!(during.fs.attributes(file).unwrap().size, 100);
+        let mut looks = (0..1000).map(|_| sleep(Duration::from_millis(10)));
+        let is_cut = || during.fs.attributes(file).unwrap().size == 100;
+        assert!(looks.any(|()| is_cut()), "the cut waits before it says so");
         let root = during.fs.root();
         let made = during.beneath.create(root, b"b", FileKind::File, 0o644);
         made.unwrap();
@@ -562,9 +586,14 @@ fn what_is_cut_off_a_new_file_does_not_come_back_after_a_power_cut_in_between() 
     machine.beneath.sync().unwrap();
     let cutter = Started::default();
     let (during, thread) = (machine.clone(), cutter.clone());
+    let (tell_half, half) = channel();
+    hooked.on("after truncate_prepare", move || {
+        tell_half.send(()).unwrap()
+    });
     machine.disk.during_next_write(Box::new(move || {
         let cut = move |other: Machine| other.fs.set_len(file, 4 * PAGE + 7).unwrap();
         *thread.lock().unwrap() = Some(during.meanwhile(cut));
+        half.recv().unwrap();
     }));
     let (tell, told) = channel();
     let (beneath, disk) = (machine.beneath.clone(), machine.disk.clone());

@@ -114,8 +114,8 @@ impl Ext4 {
                 Ok(()) => volume.count_mount()?,
                 // What they are to leave free is not to be found out; all else is there.
                 Err(FsError::Block(error)) => {
-                    read_only = Some(ReadOnlyReason::Unfinished(error));
-                    volume.read_only = read_only;
+                    volume.read_only = Some(ReadOnlyReason::Unfinished(error));
+                    read_only = volume.read_only();
                 }
                 Err(error) => return Err(error),
             }

@@ -393,7 +393,10 @@ impl Volume {
     ) -> Result<(), FsError> {
         let is_cut = self.cutting.contains(&number);
         let size = if is_cut { 0 } else { size };
-        self.deliver(|volume| volume.note_written(number, offset, len, size))
+        self.deliver(|volume| {
+            volume.finish_cut(number, size)?;
+            volume.note_written(number, offset, len, size)
+        })
     }
 
     fn note_written(

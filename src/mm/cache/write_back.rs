@@ -100,10 +100,11 @@ impl CachedFile {
     /// # Errors
     /// What went wrong now, or with an earlier write of this file that nobody was told of.
     pub fn sync(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), FsError> {
-        let end = blocks.end.saturating_mul(PAGE);
+        // What is appended from now on is not meant.
+        let end = blocks.end.saturating_mul(PAGE).min(self.size());
         self.sync_by(blocks, |fs, file| {
-            self.note_size(end)?;
-            fs.sync_data(file)
+            let noted = self.note_size(end);
+            fs.sync_data(file).and(noted)
         })
     }
 
