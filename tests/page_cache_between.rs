@@ -75,6 +75,7 @@ enum Step {
         value: u8,
     },
     Sync,
+    SyncPart(Range<u64>),
     Commit,
     Fill,
     Empty,
@@ -225,6 +226,8 @@ struct World {
     disk: Disk,
     /// Requests failed since the last sync.
     is_in_trouble: bool,
+    /// The bytes that were synced just now.
+    part: Option<Range<u64>>,
 }
 
 impl std::ops::Deref for World {
@@ -258,6 +261,7 @@ impl World {
             expected: Expected::default(),
             disk,
             is_in_trouble: false,
+            part: None,
         }
     }
 
@@ -301,7 +305,7 @@ impl World {
     }
 
     fn choose(&mut self) -> Step {
-        match self.random.below(20) {
+        match self.random.below(22) {
             0..=3 => Step::Write {
                 at: self.random.below(PAGES * PAGE),
                 len: (self.len() / 2).max(1),
@@ -323,6 +327,7 @@ impl World {
             14 => Step::Empty,
             15 | 16 => Step::FindAgain,
             17 | 18 => Step::MakeRoom(self.page()),
+            19 | 20 => Step::SyncPart(self.pages()),
             _ => Step::PowerCut,
         }
     }
@@ -383,6 +388,11 @@ impl World {
         match step {
             Step::PowerCut => self.come_up_again(),
             Step::Sync | Step::FindAgain => self.expected.synced(),
+            Step::SyncPart(_) => {
+                if let Some(part) = self.part.take() {
+                    self.expected.synced_part(part);
+                }
+            }
             Step::Commit => self.expected.committed(),
             _ => {}
         }
@@ -404,6 +414,14 @@ impl World {
             }
             Step::Store { at, value } => self.store(*at, *value),
             Step::Sync => self.sync(),
+            Step::SyncPart(pages) => {
+                let synced = machine.cached(self.scene.file).sync(pages.clone());
+                machine.disk.heal();
+                self.part = synced.is_ok().then(|| pages.start * PAGE..pages.end * PAGE);
+                if let Err(error) = synced {
+                    assert!(self.is_in_trouble, "{error}, where room was promised");
+                }
+            }
             Step::Commit => drop(machine.beneath.sync()),
             Step::Fill => self.scene.fill(),
             Step::Empty => drop(machine.beneath.set_len(self.scene.filler, 0)),
@@ -548,10 +566,10 @@ impl World {
 impl Step {
     /// Whether requests may fail meanwhile.
     fn may_fail(&self) -> bool {
-        use Step::{Evict, SetLen, Store, Write, WriteOut};
+        use Step::{Evict, SetLen, Store, SyncPart, Write, WriteOut};
         matches!(
             self,
-            Write { .. } | SetLen(_) | WriteOut(_) | Evict(_) | Store { .. }
+            Write { .. } | SetLen(_) | WriteOut(_) | Evict(_) | Store { .. } | SyncPart(_)
         )
     }
 
@@ -564,7 +582,7 @@ impl Step {
             Step::Write { at, len, .. } => *at..at + len,
             Step::SetLen(len) => size.min(*len)..u64::MAX,
             Step::Store { at, .. } => *at..at + 1,
-            Step::Sync | Step::FindAgain => 0..u64::MAX,
+            Step::Sync | Step::SyncPart(_) | Step::FindAgain => 0..u64::MAX,
             _ => 0..0,
         }
     }

@@ -108,6 +108,16 @@ impl Expected {
         self.sizes = (self.size(), self.size());
     }
 
+    /// These bytes are durable, as far as the file has them.
+    pub fn synced_part(&mut self, bytes: Range<u64>) {
+        let (start, end) = (bytes.start.min(self.size()), bytes.end.min(self.size()));
+        let len = self.durable.len().max(end as usize);
+        self.durable.resize(len, Values::only(0));
+        let part = start as usize..end as usize;
+        self.durable[part.clone()].copy_from_slice(&self.now[part]);
+        self.sizes.0 = self.sizes.0.max(end);
+    }
+
     pub fn check(&self, found: &[u8]) {
         assert_eq!(found.len(), self.now.len());
         for (at, (byte, values)) in found.iter().zip(&self.now).enumerate() {
