@@ -8,6 +8,7 @@
 //! | --- | --- | --- |
 //! | mounts | [`Mutex`] | what is mounted where, against other changes of that |
 //! | console line | [`Mutex`] | lines of output against each other |
+//! | pins of a slice | [`Mutex`] | which of its bytes stay in memory |
 //! | a file's size | [`Mutex`] | it, against other changes; transfers and the file system are waited for with it held |
 //! | ends of files | [`Mutex`] | that a cached file is closed once, and before its file system is unmounted |
 //! | a volume | [`Mutex`] | a file system's metadata; transfers are waited for with it held |
@@ -17,6 +18,8 @@
 //! | table of files | [`SpinLock`] | which files are cached |
 //! | maps | [`SpinLock`] | all maps and the low half's tables; a mapped file's lookup is called with it held |
 //! | a cached file | [`SpinLock`] | its size, its pages and what they hold |
+//! | ring of chunks | [`SpinLock`] | the order in which pages are evicted |
+//! | pressure | [`SpinLock`] | whether the writer thread is to look at once |
 //! | scheduler | [`SpinLock`] | ready threads, sleepers, all wait queues |
 //! | kernel map | [`SpinLock`] | the tables of the high half |
 //! | heap | [`SpinLock`] | the slabs; by a lock of its own, which no other is taken with, what is kept |

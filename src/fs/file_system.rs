@@ -245,6 +245,7 @@ pub trait FileSystem: Send + Sync {
 
     /// The extents that cover `len` bytes from `offset` on, in order and without gaps; ends are rounded to blocks.
     fn map(&self, file: FileId, offset: u64, len: u64) -> Result<Vec<Extent>, FsError>;
+
     // --- for the page cache: offered where there is a device ---
 
     /// Promises space for a write of `len` bytes at `offset`, at its first store: to each page that lacks any, for all of

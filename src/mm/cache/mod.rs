@@ -25,9 +25,8 @@
 //! # Locks
 //!
 //! A file's state is behind a spin lock, which is taken with the maps locked; nothing is asked of the maps, the file
-//! system or the device with it held. The ring of chunks has another, with which none is taken. Whoever changes a file's
-//! size holds a mutex meanwhile, the file system and the device being waited for. Their order is with [all
-//! others](crate::sync).
+//! system or the device with it held. The ring of chunks has another. Whoever changes a file's size holds a mutex
+//! meanwhile, the file system and the device being waited for. Their order is with [all others](crate::sync).
 
 #[cfg(target_os = "none")]
 mod bench;
